@@ -1,0 +1,206 @@
+"""Output that is either whole or not there: everything is written aside and renamed at the end.
+
+``OUT.partial/`` stands beside ``OUT``, so that the rename stays on one file system. Files are pre-sized
+(a full disk shows before the work), written in place from any thread, and leave the page cache again.
+"""
+
+import errno
+import os
+import shutil
+import threading
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+
+from .contract import Bytes
+from .errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+# How much written data may wait in the page cache before the oldest is dropped from it.
+_WRITE_BEHIND = 64 * 1024 * 1024
+
+
+class Staging:
+    """The folder ``OUT.partial`` while an output is made. Leaving the ``with`` block unfinished removes it."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.folder = target.with_name(target.name + ".partial")
+        self._finished = False
+
+    def __enter__(self) -> "Staging":
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)
+            self._lock = _lock(self.folder / ".lock")
+        except OSError as error:
+            raise OutputError(f"{self.folder}: cannot be created: {error.strerror}") from error
+        self._remove_contents()  # what a killed run left
+        return self
+
+    def _remove_contents(self) -> None:
+        for entry in self.folder.iterdir():
+            if entry.name != ".lock":
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+    def finish(self, only_file: str | None = None, *, overwrite: bool = False) -> None:
+        """Give the output its final name: the whole folder, or one file of it.
+
+        Every file must be durable already; the folder and its parent are synced here.
+        """
+        self._unlock()
+        made = self.folder / only_file if only_file else self.folder
+        _sync_folder(self.folder)
+        try:
+            self._put_in_place(made, overwrite)
+        except OSError as error:
+            raise OutputError(f"{made}: cannot be renamed to {self.target}: {error.strerror}") from error
+        _sync_folder(self.target.parent)
+        self._finished = True
+        if only_file:
+            self.folder.rmdir()
+
+    def _put_in_place(self, made: Path, overwrite: bool) -> None:
+        if self.target.is_dir() and not any(self.target.iterdir()):
+            self.target.rmdir()
+        if overwrite and self.target.exists():
+            old = self.target.with_name(self.target.name + ".old")
+            os.rename(self.target, old)
+            os.rename(made, self.target)
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        else:
+            os.rename(made, self.target)
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+        (self.folder / ".lock").unlink(missing_ok=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._finished:
+            self._unlock()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class PresizedFile:
+    """A file of known size that is written in place, in any order, from any thread."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._behind: deque[tuple[int, int]] = deque()
+        self._waiting = 0
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        try:
+            self._descriptor = os.open(path, flags, 0o666)
+            self._presize(size)
+        except OSError as error:
+            raise _no_space(path, size, error) from error
+
+    def _presize(self, size: int) -> None:
+        if size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._descriptor, 0, size)
+        else:
+            os.truncate(self._descriptor, size)
+
+    def write(self, position: int, data: Bytes | bytes) -> None:
+        """Put ``data`` at ``position``."""
+        view, done = memoryview(data), 0
+        try:
+            while done < len(view):
+                done += self._write_some(view[done:], position + done)
+        except OSError as error:
+            raise _no_space(self.path, len(view), error) from error
+        self._leave_page_cache(position, len(view))
+
+    def _write_some(self, view: memoryview, position: int) -> int:
+        if hasattr(os, "pwrite"):
+            return os.pwrite(self._descriptor, view, position)
+        with self._lock:  # Windows has no positional write
+            os.lseek(self._descriptor, position, os.SEEK_SET)
+            return os.write(self._descriptor, view)
+
+    def _leave_page_cache(self, position: int, length: int) -> None:
+        """Start writing this range to disk now, and drop the ones that have had time to get there."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        os.posix_fadvise(self._descriptor, position, length, os.POSIX_FADV_DONTNEED)
+        with self._lock:
+            self._behind.append((position, length))
+            self._waiting += length
+            late = []
+            while self._waiting > _WRITE_BEHIND:
+                late.append(self._behind.popleft())
+                self._waiting -= late[-1][1]
+        for start, size in late:
+            os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_DONTNEED)
+
+    def sync(self) -> None:
+        """Make the contents durable."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise _no_space(self.path, 0, error) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file durably."""
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _no_space(path, len(data), error) from error
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file durably."""
+    try:
+        shutil.copyfile(source, target)
+        with open(target, "rb+") as file:
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _no_space(target, source.stat().st_size, error) from error
+
+
+def _no_space(path: Path, size: int, error: OSError) -> OutputError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"{path}: no space left on the device for {size} bytes; free some, or choose another place")
+    return OutputError(f"{path}: cannot be written: {error.strerror}")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make names durable; only POSIX systems let a folder be opened."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _lock(path: Path) -> int | None:
+    """Keep a second run out of the same output; the lock dies with the process."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise OutputError(f"{path.parent}: another run is writing this output; wait for it or choose another") from error
+    return descriptor

@@ -1,0 +1,265 @@
+"""Floating element types to float32 and back, bit for bit: F64 F32 F16 BF16 F8_E4M3 F8_E5M2.
+
+Decoding is exact; only F64 is rounded, once, to nearest even. Encoding rounds once to nearest even.
+What overflows becomes infinity, in F8_E4M3 (which has none) NaN, as in ml_dtypes; torch does so before 2.12 and
+saturates at 448 from then on, which would hide the overflow. A NaN keeps its sign and as much of its payload as
+fits, so that ``encode(decode(x)) == x`` for every bit pattern of at most 32 bits.
+
+Sources: IEEE 754-2019 for F16, F32 and F64; *OCP 8-bit Floating Point Specification* 1.0 for the F8 types, where
+F8_E4M3 is what torch calls ``float8_e4m3fn``. BF16 is the upper half of a float32.
+
+Kernels take bit patterns, not floats: loading a signaling NaN as a float may change it. Branches are selects,
+and every step is wrapped in ``uint32(...)`` because Numba makes uint32 + uint32 a uint64: so LLVM vectorizes the
+loops. Nothing but F64 depends on how the processor treats subnormal float32 values.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy import float32, float64, int32, uint8, uint16, uint32, uint64
+from numpy.typing import NDArray
+
+from .errors import FormatError
+from .jit import inline, jit
+
+SIGN = uint32(0x8000_0000)
+MAGNITUDE = uint32(0x7FFF_FFFF)
+INFINITY = uint32(0x7F80_0000)
+ONE = uint32(1)
+
+
+@inline
+def _widen(code: uint32, mantissa: int, bias: int, top: int, quantum: float) -> uint32:
+    """The magnitude bits of a small float as float32 bits.
+
+    ``mantissa`` is its number of mantissa bits, ``top`` its least non-finite code, ``quantum`` its least positive
+    value. A subnormal is a multiple of the quantum, and that product is a normal float32. From ``top`` on the
+    exponent becomes all ones and the payload moves along; the only NaN of F8_E4M3 gets a payload that way.
+    """
+    shifted = uint32(code << uint32(23 - mantissa))
+    normal = uint32(shifted + uint32((127 - bias) << 23))
+    subnormal = float32(float32(int32(code)) * float32(quantum)).view(uint32)
+    finite = normal if code >= uint32(1 << mantissa) else subnormal
+    return uint32(shifted | INFINITY) if code >= uint32(top) else finite
+
+
+@inline
+def _round(magnitude: uint32, shift: int) -> uint32:
+    """``magnitude / 2**shift`` to nearest, ties to even. A carry into the exponent is the right result."""
+    odd = uint32(uint32(magnitude >> uint32(shift)) & ONE)
+    below_half = uint32((1 << (shift - 1)) - 1)
+    return uint32(uint32(uint32(magnitude + below_half) + odd) >> uint32(shift))
+
+
+@inline
+def _keep_nan(code: uint32, magnitude: uint32, mantissa: int, top: int) -> uint32:
+    """``code``, unless the float32 was NaN: then ``top`` with the payload cut to fit, or the quiet bit if that is 0."""
+    payload = uint32(uint32(magnitude >> uint32(23 - mantissa)) & uint32((1 << mantissa) - 1))
+    kept = payload if payload != uint32(0) else uint32(1 << (mantissa - 1))
+    return uint32(uint32(top) | kept) if magnitude > INFINITY else code
+
+
+@inline
+def _narrow(magnitude: uint32, mantissa: int, bias: int, top: int, anchor: float) -> uint32:
+    """The code of the small float nearest to a float32 given by its magnitude bits; parameters as in ``_widen``.
+
+    The unit in the last place of ``anchor``, a power of two, is the quantum of the small float: adding it to a
+    subnormal lets the hardware round to nearest even and leaves the number of quanta in the low bits.
+    """
+    normal = uint32(_round(magnitude, 23 - mantissa) - uint32((127 - bias) << mantissa))
+    anchored = float32(uint32(magnitude).view(float32) + float32(anchor)).view(uint32)
+    subnormal = uint32(anchored - float32(anchor).view(uint32))
+    code = normal if magnitude >= uint32((128 - bias) << 23) else subnormal
+    return _keep_nan(min(code, uint32(top)), magnitude, mantissa, top)
+
+
+@jit("int64(Array(uint64, 1, 'C', True), uint32[::1])")
+def _decode_f64(raw: NDArray[uint64], out: NDArray[uint32]) -> int:
+    bad = 0
+    for i in range(out.size):
+        bits = float32(uint64(raw[i]).view(float64)).view(uint32)
+        out[i] = bits
+        bad += int(uint32(bits & MAGNITUDE) >= INFINITY)
+    return bad
+
+
+@jit("int64(Array(uint32, 1, 'C', True), uint32[::1])")
+def _copy_f32(source: NDArray[uint32], out: NDArray[uint32]) -> int:
+    bad = 0
+    for i in range(out.size):
+        out[i] = source[i]
+        bad += int(uint32(source[i] & MAGNITUDE) >= INFINITY)
+    return bad
+
+
+@jit("int64(Array(uint16, 1, 'C', True), uint32[::1])")
+def _decode_f16(raw: NDArray[uint16], out: NDArray[uint32]) -> int:
+    bad = 0
+    for i in range(out.size):
+        code = uint32(raw[i])
+        magnitude = _widen(uint32(code & uint32(0x7FFF)), 10, 15, 0x7C00, 2.0**-24)
+        out[i] = uint32(uint32(code << uint32(16)) & SIGN) | magnitude
+        bad += int(magnitude >= INFINITY)
+    return bad
+
+
+@jit("int64(Array(uint16, 1, 'C', True), uint32[::1])")
+def _decode_bf16(raw: NDArray[uint16], out: NDArray[uint32]) -> int:
+    bad = 0
+    for i in range(out.size):
+        bits = uint32(uint32(raw[i]) << uint32(16))
+        out[i] = bits
+        bad += int(uint32(bits & MAGNITUDE) >= INFINITY)
+    return bad
+
+
+@jit("int64(Array(uint8, 1, 'C', True), uint32[::1])")
+def _decode_e4m3(raw: NDArray[uint8], out: NDArray[uint32]) -> int:
+    bad = 0
+    for i in range(out.size):
+        code = uint32(raw[i])
+        magnitude = _widen(uint32(code & uint32(0x7F)), 3, 7, 0x7F, 2.0**-9)
+        out[i] = uint32(uint32(code << uint32(24)) & SIGN) | magnitude
+        bad += int(magnitude >= INFINITY)
+    return bad
+
+
+@jit("int64(Array(uint8, 1, 'C', True), uint32[::1])")
+def _decode_e5m2(raw: NDArray[uint8], out: NDArray[uint32]) -> int:
+    bad = 0
+    for i in range(out.size):
+        code = uint32(raw[i])
+        magnitude = _widen(uint32(code & uint32(0x7F)), 2, 15, 0x7C, 2.0**-16)
+        out[i] = uint32(uint32(code << uint32(24)) & SIGN) | magnitude
+        bad += int(magnitude >= INFINITY)
+    return bad
+
+
+@jit("int64(Array(uint32, 1, 'C', True), uint64[::1])")
+def _encode_f64(values: NDArray[uint32], out: NDArray[uint64]) -> int:
+    bad = 0
+    for i in range(out.size):
+        out[i] = float64(uint32(values[i]).view(float32)).view(uint64)
+        bad += int(uint32(values[i] & MAGNITUDE) >= INFINITY)
+    return bad
+
+
+@jit("int64(Array(uint32, 1, 'C', True), uint16[::1])")
+def _encode_f16(values: NDArray[uint32], out: NDArray[uint16]) -> int:
+    bad = 0
+    for i in range(out.size):
+        code = _narrow(uint32(values[i] & MAGNITUDE), 10, 15, 0x7C00, 0.5)
+        out[i] = uint16(uint32(uint32(values[i] & SIGN) >> uint32(16)) | code)
+        bad += int(code >= uint32(0x7C00))
+    return bad
+
+
+@jit("int64(Array(uint32, 1, 'C', True), uint16[::1])")
+def _encode_bf16(values: NDArray[uint32], out: NDArray[uint16]) -> int:
+    bad = 0
+    for i in range(out.size):
+        magnitude = uint32(values[i] & MAGNITUDE)
+        code = _keep_nan(_round(magnitude, 16), magnitude, 7, 0x7F80)
+        out[i] = uint16(uint32(uint32(values[i] & SIGN) >> uint32(16)) | code)
+        bad += int(code >= uint32(0x7F80))
+    return bad
+
+
+@jit("int64(Array(uint32, 1, 'C', True), uint8[::1])")
+def _encode_e4m3(values: NDArray[uint32], out: NDArray[uint8]) -> int:
+    bad = 0
+    for i in range(out.size):
+        code = _narrow(uint32(values[i] & MAGNITUDE), 3, 7, 0x7F, 2.0**14)
+        out[i] = uint8(uint32(uint32(values[i] & SIGN) >> uint32(24)) | code)
+        bad += int(code >= uint32(0x7F))
+    return bad
+
+
+@jit("int64(Array(uint32, 1, 'C', True), uint8[::1])")
+def _encode_e5m2(values: NDArray[uint32], out: NDArray[uint8]) -> int:
+    bad = 0
+    for i in range(out.size):
+        code = _narrow(uint32(values[i] & MAGNITUDE), 2, 15, 0x7C, 2.0**7)
+        out[i] = uint8(uint32(uint32(values[i] & SIGN) >> uint32(24)) | code)
+        bad += int(code >= uint32(0x7C))
+    return bad
+
+
+_UNCHANGED = "void(Array(uint32, 1, 'C', True), Array(uint32, 1, 'C', True), Array(uint64, 1, 'C', True), uint64[::1])"
+
+
+@jit(_UNCHANGED)
+def _keep_base(values: NDArray[uint32], base: NDArray[uint32], raw: NDArray[uint64], out: NDArray[uint64]) -> None:
+    for i in range(out.size):
+        ours, theirs = out[i], raw[i]  # loaded on both sides of the select, or the loop does not vectorize
+        out[i] = theirs if values[i] == base[i] else ours
+
+
+@dataclass(frozen=True, slots=True)
+class _Codec:
+    """The unsigned integer that holds one element, and the kernels from it to float32 bits and back."""
+
+    storage: type[np.unsignedinteger]
+    decode: Callable[..., int]
+    encode: Callable[..., int]
+
+
+_CODECS = {
+    "F64": _Codec(uint64, _decode_f64, _encode_f64),
+    "F32": _Codec(uint32, _copy_f32, _copy_f32),
+    "F16": _Codec(uint16, _decode_f16, _encode_f16),
+    "BF16": _Codec(uint16, _decode_bf16, _encode_bf16),
+    "F8_E4M3": _Codec(uint8, _decode_e4m3, _encode_e4m3),
+    "F8_E5M2": _Codec(uint8, _decode_e5m2, _encode_e5m2),
+}
+
+
+def decode(dtype: str, raw: NDArray[uint8], out: NDArray[float32]) -> int:
+    """Little-endian elements to float32; returns how many are infinite or NaN.
+
+    ``out`` is float32[n]; ``raw`` is uint8[n x itemsize], contiguous, aligned to the element, read-only or not.
+    F64 values that float32 cannot hold overflow to infinity and are counted.
+    """
+    codec = _codec(dtype)
+    codes = raw.view(codec.storage)
+    _same_length(dtype, codes.size, out.size)
+    return codec.decode(codes, out.view(uint32))
+
+
+def encode(dtype: str, values: NDArray[float32], out: NDArray[uint8]) -> int:
+    """float32 to little-endian elements; returns how many of the results are infinite or NaN.
+
+    ``values`` is float32[n]; ``out`` is uint8[n x itemsize], contiguous, aligned to the element. A result above
+    the count of non-finite inputs means overflow.
+    """
+    codec = _codec(dtype)
+    codes = out.view(codec.storage)
+    _same_length(dtype, codes.size, values.size)
+    return codec.encode(values.view(uint32), codes)
+
+
+def keep_base(
+    values: NDArray[float32], base_values: NDArray[float32], base_raw: NDArray[uint8], out: NDArray[uint8]
+) -> None:
+    """F64 only: where a value has the same 32 bits as the base's value, put the base's own 64 bits into ``out``.
+
+    A weight that a merge leaves alone thus keeps the bits that float32 cannot hold. ``values`` and ``base_values``
+    are float32[n]; ``base_raw`` and ``out`` are uint8[8 n], and ``out`` holds the encoded ``values``.
+    """
+    kept, codes = base_raw.view(uint64), out.view(uint64)
+    for size in (base_values.size, kept.size, codes.size):
+        _same_length("F64", size, values.size)
+    _keep_base(values.view(uint32), base_values.view(uint32), kept, codes)
+
+
+def _codec(dtype: str) -> _Codec:
+    if dtype not in _CODECS:
+        raise FormatError(f"cannot compute with elements of type {dtype}; known are {', '.join(_CODECS)}")
+    return _CODECS[dtype]
+
+
+def _same_length(dtype: str, found: int, wanted: int) -> None:
+    # The kernels do not check bounds: a wrong length would read or write beyond the array.
+    if found != wanted:
+        raise ValueError(f"{found} elements of type {dtype} do not fit {wanted} float32 values")

@@ -1,0 +1,305 @@
+"""safetensors: one file, a folder with an index, or a bare folder of shards; reading headers and writing.
+
+The format: 8 bytes little-endian header length, a JSON object ``{name: {dtype, shape, data_offsets}}`` with an
+optional ``__metadata__`` of strings, then the data; offsets count from the end of the header and tile it exactly
+(https://github.com/huggingface/safetensors). Several files are tied together by ``model.safetensors.index.json``.
+"""
+
+import json
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import Any
+
+from .atomic import PresizedFile, write_file
+from .contract import IO, Bytes, OutputFile, OutputTensor, Reader, TensorInfo, total_bytes
+from .dtypes import DTYPES
+from .errors import FormatError
+from .reading import open_reader
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+MAX_HEADER = 100_000_000  # the limit of the safetensors library
+
+
+class SafetensorsSource:
+    """An opened checkpoint. Raises FormatError on whatever is not a whole, consistent one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files = _weight_files(path)
+        tensors: dict[str, TensorInfo] = {}
+        for file in self.files:
+            for info in read_header(file):
+                if info.name in tensors:
+                    first = tensors[info.name].file
+                    raise FormatError(f"{path}: tensor {info.name!r} is in both {first.name} and {file.name}")
+                tensors[info.name] = info
+        if (path / INDEX).is_file():
+            _check_index(path, tensors)
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
+
+    def reader(self, io: IO) -> Reader:
+        """See ``Source``."""
+        return open_reader(self.files, io)
+
+
+# --- which files -------------------------------------------------------------------------------------------------
+
+
+def _weight_files(path: Path) -> tuple[Path, ...]:
+    if path.is_file():
+        if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+            raise _pickle_refused(path)
+        if path.suffix == ".json":
+            return _weight_files(path.parent)
+        return (path,)
+    if not path.is_dir():
+        raise FormatError(f"{path}: {'is not a file or folder' if path.exists() else _not_found(path)}")
+    if (path / INDEX).exists():
+        return _indexed_files(path)
+    if (path / SINGLE).exists():
+        return (path / SINGLE,)
+    if (path / "adapter_config.json").exists():
+        raise FormatError(f"{path}: this is a LoRA adapter, not a model; merge it into its base first")
+    shards = tuple(sorted(path.glob("*.safetensors")))
+    if not shards:
+        pickles = sorted([*path.glob("*.bin"), *path.glob("*.pth"), *path.glob("*.pt")])
+        if pickles:
+            raise _pickle_refused(pickles[0])
+        raise FormatError(f"{path}: no .safetensors file in this folder")
+    return shards
+
+
+def _not_found(path: Path) -> str:
+    if not path.is_absolute() and len(path.parts) == 2:
+        return f"no such folder; if it is a model on the Hub, download it first: hf download {path} --local-dir {path}"
+    return "no such file or folder"
+
+
+def _pickle_refused(path: Path) -> FormatError:
+    folder = path.parent
+    return FormatError(
+        f"{path}: is a pickle, which can run code when opened, and is never opened here; convert it once: "
+        f"python -c \"from transformers import AutoModelForCausalLM as M; "
+        f"M.from_pretrained('{folder}', dtype='auto').save_pretrained('{folder}-safetensors')\""
+    )
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    path = folder / INDEX
+    weight_map = parse_json(path, path.read_bytes()).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise FormatError(f"{path}: 'weight_map' must be an object of file names by tensor name")
+    for file in set(weight_map.values()):
+        inside = PurePosixPath(file)
+        if inside.is_absolute() or ".." in inside.parts or "\\" in file or "\0" in file or not file:
+            raise FormatError(f"{path}: file name {file!r} leads out of the folder")
+    return weight_map
+
+
+def _indexed_files(folder: Path) -> tuple[Path, ...]:
+    return tuple(folder / name for name in sorted(set(_read_index(folder).values())))
+
+
+def _check_index(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """The index and the headers must name the same tensors in the same files."""
+    weight_map = _read_index(folder)
+    for name, file in weight_map.items():
+        if name not in tensors:
+            raise FormatError(f"{folder / INDEX}: tensor {name!r} should be in {file}, but its header does not list it")
+        if tensors[name].file != folder / file:
+            raise FormatError(f"{folder / INDEX}: tensor {name!r} should be in {file}, found in {tensors[name].file}")
+    for name, info in tensors.items():
+        if name not in weight_map:
+            raise FormatError(f"{info.file}: tensor {name!r} is not listed in {INDEX}")
+
+
+# --- one header: a ladder of checks, nothing is trusted before its rung ----------------------------------------------
+
+
+def read_header(path: Path) -> list[TensorInfo]:
+    """The tensors of one file in the order of their bytes. Raises FormatError on the first thing that is wrong."""
+    size = _regular_size(path)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+            length = _header_length(path, start, size)
+            raw = file.read(length)
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+    entries = parse_json(path, raw)
+    entries.pop("__metadata__", None)
+    data_start = 8 + length
+    infos = [_entry(path, name, entry, data_start) for name, entry in entries.items()]
+    infos.sort(key=lambda info: (info.offset, info.nbytes))
+    _check_tiling(path, infos, data_start, size)
+    return infos
+
+
+def _regular_size(path: Path) -> int:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be opened: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise FormatError(f"{path}: is not a regular file")
+    return status.st_size
+
+
+def _header_length(path: Path, start: bytes, size: int) -> int:
+    if start.startswith(b"version "):
+        raise FormatError(f"{path}: is a Git LFS pointer, not the weights; fetch them: git lfs pull")
+    if len(start) < 8:
+        raise FormatError(f"{path}: is {size} bytes long, too short for a safetensors header")
+    length = int.from_bytes(start, "little")
+    if length > MAX_HEADER:
+        raise FormatError(f"{path}: header length {length} exceeds {MAX_HEADER}; is this a safetensors file?")
+    if 8 + length > size:
+        raise FormatError(f"{path}: header of {length} bytes does not fit a file of {size} bytes; is it truncated?")
+    return length
+
+
+def parse_json(path: Path, raw: bytes) -> dict[str, Any]:
+    """A JSON object in which no key stands twice."""
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise FormatError(f"{path}: {twice!r} stands twice in one JSON object")
+        return found
+
+    try:
+        parsed = json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: is not valid JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise FormatError(f"{path}: must hold a JSON object, found {type(parsed).__name__}")
+    return parsed
+
+
+def _entry(path: Path, name: str, entry: object, data_start: int) -> TensorInfo:
+    def wrong(what: str) -> FormatError:
+        return FormatError(f"{path}: tensor {name!r}: {what}")
+
+    if not isinstance(entry, dict):
+        raise wrong("its entry is not an object")
+    if not name or "\0" in name:
+        raise wrong("is not a usable name")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise wrong(f"dtype {dtype!r} is not known; known are {', '.join(DTYPES)}")
+    if not _naturals(shape):
+        raise wrong(f"shape {shape!r} is not a list of sizes")
+    if not _naturals(offsets) or len(offsets) != 2:
+        raise wrong(f"data_offsets {offsets!r} are not two positions")
+    found, wanted = offsets[1] - offsets[0], prod(shape) * DTYPES[dtype].itemsize
+    if found != wanted:
+        raise wrong(f"has {found} bytes, but {dtype} {shape} needs {wanted}")
+    return TensorInfo(name, dtype, tuple(shape), path, data_start + offsets[0])
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+
+
+def _check_tiling(path: Path, infos: Iterable[TensorInfo], data_start: int, size: int) -> None:
+    """The tensors must cover the data without a hole, an overlap or a rest."""
+    position = data_start
+    for info in infos:
+        if info.offset != position:
+            what = "overlaps the one before it" if info.offset < position else "leaves a hole before it"
+            raise FormatError(f"{path}: tensor {info.name!r} at byte {info.offset} {what} (wanted {position})")
+        position += info.nbytes
+    if position != size:
+        problem = "is truncated" if size < position else "has bytes after its last tensor"
+        raise FormatError(f"{path}: {problem}: {size} bytes found, {position} wanted by its header")
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+def layout(
+    tensors: Sequence[OutputTensor], max_shard_bytes: int | None, single_name: str = SINGLE
+) -> tuple[OutputFile, ...]:
+    """Files, headers and offsets of an output, before its first byte.
+
+    A shard is closed before the tensor that would overflow it; a larger tensor has a shard of its own.
+    Inside a file wider types come first, so that every tensor is aligned; otherwise the order given is kept.
+    """
+    shards: list[list[OutputTensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if shards[-1] and max_shard_bytes is not None and filled + tensor.nbytes > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.nbytes
+    if len(shards) == 1:
+        return (_lay_out_file(single_name, shards[0]),)
+    stem = single_name.removesuffix(".safetensors")
+    return tuple(
+        _lay_out_file(f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors", shard)
+        for number, shard in enumerate(shards, 1)
+    )
+
+
+def _lay_out_file(name: str, tensors: Sequence[OutputTensor]) -> OutputFile:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it
+    starts: dict[str, int] = {}
+    position = 0
+    for tensor in sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].itemsize):
+        end = position + tensor.nbytes
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
+        starts[tensor.name] = position
+        position = end
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+    head = len(raw).to_bytes(8, "little") + raw
+    return OutputFile(name, head, {n: len(head) + start for n, start in starts.items()}, len(head) + position)
+
+
+def index_json(files: Sequence[OutputFile]) -> bytes:
+    """The content of ``model.safetensors.index.json`` for several files."""
+    weight_map = {name: file.name for file in files for name in file.offsets}
+    total = total_bytes(files) - sum(len(file.header) for file in files)
+    text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
+    return text.encode() + b"\n"
+
+
+class SafetensorsSink:
+    """Writes the files of a ``layout`` into a folder, each pre-sized, ranges in place."""
+
+    def __init__(self, folder: Path, files: Sequence[OutputFile]) -> None:
+        self._files: list[PresizedFile] = []
+        self._places: dict[str, tuple[PresizedFile, int]] = {}
+        try:
+            for file in files:
+                opened = PresizedFile(folder / file.name, file.size)
+                self._files.append(opened)
+                opened.write(0, file.header)
+                self._places.update({name: (opened, offset) for name, offset in file.offsets.items()})
+            if len(files) > 1:
+                write_file(folder / INDEX, index_json(files))
+        except BaseException:
+            self.close()
+            raise
+
+    def write(self, name: str, start: int, data: Bytes) -> None:
+        """See ``Sink``."""
+        file, offset = self._places[name]
+        file.write(offset + start, data)
+
+    def finish(self) -> None:
+        """See ``Sink``."""
+        for file in self._files:
+            file.sync()
+
+    def close(self) -> None:
+        """See ``Sink``."""
+        for file in self._files:
+            file.close()

@@ -1,0 +1,5 @@
+"""``python -m streammerge``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,97 @@
+"""An input model: its weights (a source), its config.json, and the files that travel with it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import FormatError
+from .formats import open_source
+from .formats.contract import IO, Reader, Source, TensorInfo
+from .formats.safetensors import parse_json
+
+# What holds weights, in whatever format, and so is not copied beside the merged ones.
+_WEIGHTS = (
+    ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".gguf",
+    ".onnx", ".onnx_data", ".msgpack", ".h5", ".h5.index.json", ".npz", ".mlmodel", ".tflite",
+)  # fmt: skip
+_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+_QUANTIZED = (".qweight", ".qzeros", ".g_idx", ".weight_scale_inv", ".weight_packed", ".absmax", ".quant_map", "_blocks")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One opened model. ``config`` is config.json, empty where there is none."""
+
+    source: Source
+    config: Mapping[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """As the user named it."""
+        return self.source.path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The weight files."""
+        return self.source.files
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by name, in the order of the bytes on disk."""
+        return self.source.tensors
+
+    def reader(self, io: IO) -> Reader:
+        """See ``Source``."""
+        return self.source.reader(io)
+
+    @property
+    def identity(self) -> frozenset[tuple[int, int]]:
+        """The files on disk, whatever they are called."""
+        return frozenset((status.st_dev, status.st_ino) for status in (file.stat() for file in self.files))
+
+    @property
+    def ties_embeddings(self) -> bool:
+        """Whether the config says that the head is the embedding."""
+        text = self.config.get("text_config")
+        inner = text.get("tie_word_embeddings") if isinstance(text, dict) else None
+        return bool(self.config.get("tie_word_embeddings", inner or False))
+
+    def is_head(self, name: str) -> bool:
+        """Whether a tensor of this name is a language-model head."""
+        return name.endswith(_HEADS)
+
+    def is_tied_head(self, name: str) -> bool:
+        """Whether a tensor is a stored head of the same shape as a stored embedding."""
+        head = self.tensors[name]
+        return self.is_head(name) and any(
+            other.endswith("embed_tokens.weight") and info.shape == head.shape for other, info in self.tensors.items()
+        )
+
+    def other_files(self) -> Iterator[Path]:
+        """Every file beside the weights, relative to the folder: tokenizer, config, templates, licence."""
+        folder = self.path
+        if not folder.is_dir():
+            return
+        for file in sorted(folder.rglob("*")):
+            relative = file.relative_to(folder)
+            hidden = any(part.startswith(".") for part in relative.parts)
+            if not hidden and file.is_file() and not file.name.endswith(_WEIGHTS):
+                yield relative
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a model by its headers. Raises FormatError, also for quantized ones."""
+    source = open_source(path)
+    config_path = path / "config.json"
+    config = parse_json(config_path, config_path.read_bytes()) if config_path.is_file() else {}
+    quantization = config.get("quantization_config")
+    if quantization:
+        how = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
+        raise FormatError(f"{path}: is quantized ({how}); give the full-precision checkpoint it was made from")
+    for name in source.tensors:
+        if name.endswith(_QUANTIZED):
+            raise FormatError(f"{path}: tensor {name!r} belongs to a quantized checkpoint; give the full-precision one")
+    if not source.tensors:
+        raise FormatError(f"{path}: holds no tensors")
+    return Checkpoint(source, config)

@@ -1,0 +1,178 @@
+"""The command line. Imports nothing heavy: ``streammerge --help`` answers at once."""
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class MergeByDefault(click.Group):
+    """``streammerge BASE AGENT... -o OUT`` without a command means ``merge``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See click."""
+        own = {"--help", "-h", "--version"}
+        if args and args[0] not in self.commands and args[0] not in own:
+            args = ["merge", *args]
+        return super().parse_args(ctx, args)
+
+
+def option(*names: str, **settings: Any) -> Callable[[F], F]:
+    """A click option that may also be set by STREAMMERGE_NAME in the environment."""
+    long = next(name for name in names if name.startswith("--"))
+    variable = "STREAMMERGE_" + long.split("/")[0].strip("-").replace("-", "_").upper()
+    return click.option(*names, envvar=variable, show_envvar=True, **settings)
+
+
+def recipe_options(command: F) -> F:
+    """What ``merge`` and ``plan`` take alike, each option in one place."""
+    for decorate in reversed(
+        (
+            click.argument("models", nargs=-1, required=True, metavar="BASE AGENT... | RECIPE.yml"),
+            option("-o", "--output", help="Folder to write, or a file that ends in .safetensors."),
+            option("-m", "--method", help="Merge method; see: streammerge methods.  [default: ram+]"),
+            option("-p", "--parameter", "parameters", multiple=True, metavar="NAME=VALUE",
+                   help="A parameter of the method, such as -p r=0.2; may be repeated."),
+            option("--max-ram", metavar="SIZE",
+                   help="Most memory the process may take, such as 8G.  [default: half of what is free]"),
+            option("--threads", type=int, help="Worker threads.  [default: one for each processor]"),
+            option("--io", type=click.Choice(["auto", "mmap", "pread"]), default="auto", show_default=True,
+                   help="How inputs are read: mapped, or by positional reads (auto: by positional reads)."),
+            option("--exclude", multiple=True, metavar="REGEX",
+                   help="Tensors to copy from the base; may be repeated."),
+            option("--only", multiple=True, metavar="REGEX",
+                   help="Merge these tensors only, copy all others; may be repeated."),
+            option("--dtype", help="Floating type of the output, such as bf16.  [default: the base's, tensor by tensor]"),
+            option("--max-shard-size", metavar="SIZE", default="5GB", show_default=True,
+                   help="Split the output into files of at most this size."),
+            option("--allow-non-finite", is_flag=True, help="Go on with NaN and infinity in inputs or result."),
+            option("--mixed-dtypes", is_flag=True, help="Allow agents of another floating type than the base."),
+            option("--overwrite", is_flag=True, help="Replace an output that exists, once the new one is whole."),
+            option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+        )
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+@click.group(cls=MergeByDefault, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(version)s")
+def cli() -> None:
+    """Merge N checkpoints of a large language model into one, inside a fixed RAM budget.
+
+    \b
+    streammerge BASE AGENT... -o OUT --max-ram 8G
+    """
+
+
+@cli.command()
+@recipe_options
+@option("-q", "--quiet", is_flag=True, help="No progress and no summary; errors only.")
+def merge(quiet: bool, as_json: bool, **options: Any) -> None:
+    """Merge BASE and AGENTs, checkpoints in safetensors, into OUT.
+
+    Every tensor of the base is in the output, merged or copied. Nothing stands under the name OUT before it is whole.
+    """
+    from .api import merge_recipe
+    from .progress import display
+    from .report import summary
+
+    stop = _stop_on_signals()
+    with display(quiet=quiet) as listener:
+        report = merge_recipe(_recipe(**options), listener, stop)
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=2))
+    elif not quiet:
+        click.echo("\n".join(summary(report)))
+
+
+@cli.command()
+@recipe_options
+def plan(as_json: bool, **options: Any) -> None:
+    """Show what a merge would do: tensors, memory, disk. Reads headers only."""
+    from .api import plan_recipe
+    from .events import Notice
+    from .plantext import plan_text
+
+    def say(event: object) -> None:
+        if isinstance(event, Notice):
+            click.echo(event.text, err=True)
+
+    planned = plan_recipe(_recipe(**options), say)
+    click.echo(planned.to_json() if as_json else plan_text(planned))
+
+
+@cli.command()
+@click.argument("name", required=False)
+def methods(name: str | None) -> None:
+    """List the merge methods, or explain one: its parameters, defaults and paper."""
+    from .methods import METHODS, find_method
+    from .plantext import method_line, method_text
+
+    if name is None:
+        click.echo("\n".join(method_line(method) for method in METHODS.values()))
+    else:
+        click.echo(method_text(find_method(name)))
+
+
+def _recipe(models: tuple[str, ...], parameters: tuple[str, ...], **options: Any) -> "Recipe":
+    """A recipe from what was typed. Options that were not given leave a recipe file's own values."""
+    from .api import recipe_of
+    from .errors import RecipeError
+    from .recipe import DEFAULT_METHOD, read_yaml
+
+    typed: dict[str, object] = {}
+    for text in parameters:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise RecipeError(f"-p {text}: write NAME=VALUE, such as -p r=0.2")
+        typed[name.strip()] = value.strip()
+    given = {name: value for name, value in options.items() if value is not None}
+    if models[0].endswith((".yml", ".yaml")):
+        if len(models) > 1:
+            raise RecipeError(f"{models[0]}: a recipe names its models itself; leave out {' '.join(models[1:])}")
+        fields = read_yaml(Path(models[0]))
+        return recipe_of(**{**fields, **given, "parameters": {**fields["parameters"], **typed}})
+    given.setdefault("method", DEFAULT_METHOD)
+    return recipe_of(models[0], models[1:], parameters=typed, **given)
+
+
+def _stop_on_signals() -> threading.Event:
+    """Ctrl-C and SIGTERM ask for a clean stop; a second Ctrl-C is Python's own."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGTERM, ask)
+    return stop
+
+
+def main() -> None:
+    """Run the command line; every error of ours is one line and an exit code."""
+    from .formats.errors import StreammergeError
+
+    try:
+        cli(prog_name="streammerge", standalone_mode=True)
+    except StreammergeError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except MemoryError:
+        click.echo("Error: the system gave no more memory; give a smaller --max-ram", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(1)

@@ -1,0 +1,50 @@
+"""Every error that is raised on purpose, and the exit code of the command line for it.
+
+    StreammergeError            1   the root: catch this
+    ├── FormatError             1   an input is broken, or of a kind that is not read   (streammerge.formats)
+    ├── OutputError             1   the output cannot be written                        (streammerge.formats)
+    ├── MismatchError           1   the models do not fit each other
+    ├── NonFiniteError          1   a NaN or an infinity where a number should be
+    ├── RecipeError             2   what was asked cannot be understood
+    ├── BudgetError             3   it cannot be done within the memory that was granted
+    └── Interrupted           130   Ctrl-C or SIGTERM; nothing is left under the final name
+"""
+
+from .formats.errors import FormatError, OutputError, StreammergeError
+
+__all__ = [
+    "BudgetError",
+    "FormatError",
+    "Interrupted",
+    "MismatchError",
+    "NonFiniteError",
+    "OutputError",
+    "RecipeError",
+    "StreammergeError",
+]
+
+
+class MismatchError(StreammergeError):
+    """The models do not fit each other: tensors missing or extra, shapes or types that differ."""
+
+
+class NonFiniteError(StreammergeError):
+    """A NaN or an infinity in an input or in the result, with model, tensor and index."""
+
+
+class RecipeError(StreammergeError):
+    """What was asked cannot be understood: an unknown method, a parameter out of range."""
+
+    exit_code = 2
+
+
+class BudgetError(StreammergeError):
+    """It cannot be done within the memory that was granted; the text names the least that would do."""
+
+    exit_code = 3
+
+
+class Interrupted(StreammergeError):
+    """Stopped by Ctrl-C or SIGTERM."""
+
+    exit_code = 130

@@ -1,0 +1,66 @@
+"""The rest of a model folder: every file of the base that is no weight, config.json with the right dtype, the card."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .formats.atomic import copy_file, write_file
+from .formats.dtypes import DTYPES, TORCH_NAMES
+from .planning import Plan, TensorJob
+from .report import AgentShare, model_card
+
+CARD = "README.md"
+CONFIG = "config.json"
+
+
+def complete_folder(plan: Plan, folder: Path, shares: Sequence[AgentShare]) -> None:
+    """Put everything beside the weights into ``folder``."""
+    for relative in plan.base.other_files():
+        if str(relative) in (CARD, CONFIG):
+            continue
+        (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+        copy_file(plan.base.path / relative, folder / relative)
+    if (plan.base.path / CONFIG).is_file():
+        write_file(folder / CONFIG, _config(plan))
+    write_file(folder / CARD, model_card(plan, shares).encode())
+
+
+def _config(plan: Plan) -> bytes:
+    """The base's config.json: as it is, byte for byte, if it says the right dtype already."""
+    path = plan.base.path / CONFIG
+    config = json.loads(path.read_bytes())
+    right = TORCH_NAMES[main_dtype(plan.jobs)]
+    if _says(config, right):
+        return path.read_bytes()
+    return json.dumps(_with_dtype(config, right), indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def main_dtype(jobs: Sequence[TensorJob]) -> str:
+    """The floating type that most weights of the output have."""
+    sizes: dict[str, int] = {}
+    for job in jobs:
+        if DTYPES[job.dtype].floating:
+            sizes[job.dtype] = sizes.get(job.dtype, 0) + job.elements
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The config and the ones inside it (text_config, vision_config)."""
+    inner = [value for name, value in config.items() if name.endswith("_config") and isinstance(value, dict)]
+    return [config, *inner]
+
+
+def _says(config: dict[str, Any], right: str) -> bool:
+    said = [part[key] for part in _parts(config) for key in ("dtype", "torch_dtype") if key in part]
+    return bool(said) and all(value == right for value in said)
+
+
+def _with_dtype(config: dict[str, Any], right: str) -> dict[str, Any]:
+    found = False
+    for part in _parts(config):
+        for key in ("dtype", "torch_dtype"):
+            if key in part:
+                part[key] = right
+                found = True
+    return config if found else {**config, "torch_dtype": right}

@@ -1,0 +1,118 @@
+"""What each primitive means, whatever computes it: the specification of a backend.
+
+A backend works on **blocks**: at most 65,536 consecutive elements of one tensor, decoded to float32, of the
+base and of every agent. All arithmetic is float32, each operation rounded once, in the order written here,
+without fused multiply-add. Sums over elements are float64 in a fixed order. So every backend gives the
+same bits, and no chunk size, thread count or device can change them.
+
+Methods (``streammerge.methods``) are written once against these primitives.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+# The unit of float64 sums: a tensor's flat index range is cut into blocks of this many elements from 0 on.
+BLOCK = 65_536
+
+# An array of the backend: numpy.ndarray on the CPU, torch.Tensor on CUDA.
+Array = Any
+
+
+@dataclass(slots=True)
+class Block:
+    """One block of one tensor, in float32.
+
+    ``base`` (n), ``agents`` (agents x n) and ``out`` (n) are workspace: primitives may overwrite them.
+    ``index`` is the block's number in its tensor, ``start`` its first element's flat index.
+    ``tally`` (agents x 2, int64) adds up changed and unique weights where a method counts them.
+    """
+
+    tensor: str
+    index: int
+    start: int
+    base: Array
+    agents: Array
+    out: Array
+    tally: Array
+
+
+class Kernels(Protocol):
+    """The primitives. ``x[i]`` is agent i's row, ``j`` an element; loops over agents run in agent order."""
+
+    def count_changes(self, base: Array, agents: Array, epsilon: float, tally: Array) -> None:
+        """changed_i[j] = |x[i,j] - base[j]| > float32(epsilon). Adds to tally[i] = (changed, unique): how many
+        elements agent i changed, and how many of them no other agent changed."""
+        ...
+
+    def ram(self, base: Array, agents: Array, epsilon: float, scales: Array, out: Array, tally: Array) -> None:
+        """Reinforced Agent Merging. d_i = x[i] - base; count = number of agents that changed the element.
+        count 0: out = base, bit for bit. count 1: base + d_i * scales[i]. count >= 2: base + (sum of the changed
+        d_i in agent order, starting from 0) / count. Tally as in ``count_changes``."""
+        ...
+
+    def ram_divide_first(
+        self, base: Array, agents: Array, epsilon: float, scales: Array, out: Array, tally: Array
+    ) -> None:
+        """As ``ram``, but each shared d_i is divided by the count before the sum (mergekit's order)."""
+        ...
+
+    def subtract_base(self, base: Array, agents: Array) -> None:
+        """x[i] -= base, in place: agents become deltas."""
+        ...
+
+    def add_to_base(self, base: Array, merged: Array, out: Array) -> None:
+        """out = base + merged; where merged is 0, base bit for bit. ``out`` may be ``merged``."""
+        ...
+
+    def weighted_sum(self, rows: Array, weights: Array, factor: float, divisor: float, out: Array) -> None:
+        """out = (((rows[0] * w[0] + rows[1] * w[1]) + ...) / divisor) * factor; a divisor or factor of 1 is skipped."""
+        ...
+
+    def combine(self, base: Array, row: Array, a: float, b: float, out: Array) -> None:
+        """out = base * a + row * b."""
+        ...
+
+    def keep_unchanged(self, base: Array, agents: Array, out: Array) -> None:
+        """out = base, bit for bit, where every agent equals the base."""
+        ...
+
+    def sign_consensus(
+        self, deltas: Array, weights: Array, normalize: bool, factor: float, out: Array
+    ) -> None:
+        """TIES: D_i = deltas[i] * w[i]; the elected sign is + if sum D_i >= 0, else -; sum the D_i of that sign,
+        divide by the sum of their weights (by 1 where it is 0) if ``normalize``, multiply by factor."""
+        ...
+
+    def histogram_high(self, rows: Array, counts: Array) -> None:
+        """counts[i, b] += number of j whose |rows[i,j]|, as float32 bits, has the upper 16 bits b (b < 32768)."""
+        ...
+
+    def histogram_low(self, rows: Array, high: Array, counts: Array) -> None:
+        """counts[i, b] += number of j with the upper 16 bits equal to high[i] and the lower 16 bits b."""
+        ...
+
+    def count_equal(self, rows: Array, thresholds: Array, counts: Array) -> None:
+        """counts[i] += number of j whose magnitude bits equal thresholds[i] (uint32)."""
+        ...
+
+    def keep_largest(self, rows: Array, thresholds: Array, quota: Array) -> None:
+        """Zero, in place, what lies below thresholds[i] (uint32 bits of a magnitude); of what equals it
+        the first quota[i] stay."""
+        ...
+
+    def keep_random(self, rows: Array, density: Array, keys: Array, start: int) -> None:
+        """Zero elements at random, in place: element e = start + j of row i stays if u < density[i], where u is the
+        upper 53 bits of word e of the Philox4x64-10 stream with the 128-bit key keys[i] (two uint64, low first)."""
+        ...
+
+    def sums_of_magnitudes(self, rows: Array, sums: Array) -> None:
+        """sums[i] = sum over j of |rows[i,j]| in float64: 8 running sums (j modulo 8), added in order at the end."""
+        ...
+
+    def inner_products(self, x: Array, y: Array, sums: Array) -> None:
+        """sums = (x.x, x.y, y.y) in float64, in the order of ``sums_of_magnitudes``."""
+        ...
+
+    def scale_rows(self, rows: Array, factors: Array) -> None:
+        """rows[i] *= float32(factors[i]), in place; a factor of 1 is skipped."""
+        ...

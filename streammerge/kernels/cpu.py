@@ -1,0 +1,355 @@
+"""The primitives of ``contract.py`` in Numba: short plain loops that LLVM vectorizes.
+
+What was learned by measuring (N = 3, one core): one loop with many arrays and several counters did not
+vectorize and ran at 0.2 G elements/s; one short loop for each agent over a tile that stays in the first-level
+cache, with float32 counters beside the float32 sums, runs four times as fast. A count kept as float32 is exact
+(at most 32 agents), and a boolean added to an integer vectorizes where an ``if`` does not.
+"""
+
+import numpy as np
+
+from ..formats.jit import inline, jit
+
+_TILE = 2048  # elements; three float32 tiles of scratch and the inputs' share of the first-level cache
+_ZERO = np.float32(0)
+_ONE = np.float32(1)
+_LANES = 8
+
+
+@inline
+def _accumulate(base, row, epsilon, scale, total, alone, count):  # type: ignore[no-untyped-def]
+    changed = 0
+    for j in range(base.size):
+        delta = row[j] - base[j]
+        is_changed = abs(delta) > epsilon
+        delta = delta if is_changed else _ZERO
+        total[j] += delta
+        alone[j] += delta * scale
+        count[j] += _ONE if is_changed else _ZERO
+        changed += is_changed
+    return changed
+
+
+@inline
+def _count(base, row, epsilon, count):  # type: ignore[no-untyped-def]
+    changed = 0
+    for j in range(base.size):
+        is_changed = abs(row[j] - base[j]) > epsilon
+        count[j] += _ONE if is_changed else _ZERO
+        changed += is_changed
+    return changed
+
+
+@inline
+def _unique(base, row, epsilon, count):  # type: ignore[no-untyped-def]
+    unique = 0
+    for j in range(base.size):
+        unique += (abs(row[j] - base[j]) > epsilon) & (count[j] == _ONE)
+    return unique
+
+
+@inline
+def _contribute(base, row, epsilon, scale, count, total):  # type: ignore[no-untyped-def]
+    for j in range(base.size):
+        delta = row[j] - base[j]
+        share = delta * scale if count[j] == _ONE else delta / count[j]
+        total[j] += share if abs(delta) > epsilon else _ZERO
+
+
+@inline
+def _finish(base, total, alone, count, out):  # type: ignore[no-untyped-def]
+    for j in range(base.size):
+        mean = total[j] / count[j]
+        merged = base[j] + (alone[j] if count[j] == _ONE else mean)
+        out[j] = merged if count[j] > _ZERO else base[j]
+
+
+@inline
+def _finish_total(base, total, count, out):  # type: ignore[no-untyped-def]
+    for j in range(base.size):
+        merged = base[j] + total[j]
+        out[j] = merged if count[j] > _ZERO else base[j]
+
+
+@jit("void(float32[::1], float32[:, ::1], float32, int64[:, ::1])")
+def _count_changes(base, agents, epsilon, tally):  # type: ignore[no-untyped-def]
+    count_tile = np.empty(_TILE, np.float32)
+    for begin in range(0, base.size, _TILE):
+        end = min(base.size, begin + _TILE)
+        b, count = base[begin:end], count_tile[: end - begin]
+        count[:] = _ZERO
+        for i in range(agents.shape[0]):
+            tally[i, 0] += _count(b, agents[i, begin:end], epsilon, count)
+        for i in range(agents.shape[0]):
+            tally[i, 1] += _unique(b, agents[i, begin:end], epsilon, count)
+
+
+@jit("void(float32[::1], float32[:, ::1], float32, float32[::1], float32[::1], int64[:, ::1])")
+def _ram(base, agents, epsilon, scales, out, tally):  # type: ignore[no-untyped-def]
+    total_tile = np.empty(_TILE, np.float32)
+    alone_tile = np.empty(_TILE, np.float32)
+    count_tile = np.empty(_TILE, np.float32)
+    for begin in range(0, base.size, _TILE):
+        end = min(base.size, begin + _TILE)
+        n = end - begin
+        b, total, alone, count = base[begin:end], total_tile[:n], alone_tile[:n], count_tile[:n]
+        total[:] = _ZERO
+        alone[:] = _ZERO
+        count[:] = _ZERO
+        for i in range(agents.shape[0]):
+            tally[i, 0] += _accumulate(b, agents[i, begin:end], epsilon, scales[i], total, alone, count)
+        for i in range(agents.shape[0]):
+            tally[i, 1] += _unique(b, agents[i, begin:end], epsilon, count)
+        _finish(b, total, alone, count, out[begin:end])
+
+
+@jit("void(float32[::1], float32[:, ::1], float32, float32[::1], float32[::1], int64[:, ::1])")
+def _ram_divide_first(base, agents, epsilon, scales, out, tally):  # type: ignore[no-untyped-def]
+    total_tile = np.empty(_TILE, np.float32)
+    count_tile = np.empty(_TILE, np.float32)
+    for begin in range(0, base.size, _TILE):
+        end = min(base.size, begin + _TILE)
+        n = end - begin
+        b, total, count = base[begin:end], total_tile[:n], count_tile[:n]
+        total[:] = _ZERO
+        count[:] = _ZERO
+        for i in range(agents.shape[0]):
+            tally[i, 0] += _count(b, agents[i, begin:end], epsilon, count)
+        for i in range(agents.shape[0]):
+            tally[i, 1] += _unique(b, agents[i, begin:end], epsilon, count)
+            _contribute(b, agents[i, begin:end], epsilon, scales[i], count, total)
+        _finish_total(b, total, count, out[begin:end])
+
+
+@jit("void(float32[::1], float32[:, ::1])")
+def _subtract_base(base, agents):  # type: ignore[no-untyped-def]
+    for i in range(agents.shape[0]):
+        row = agents[i]
+        for j in range(base.size):
+            row[j] -= base[j]
+
+
+@jit("void(float32[::1], float32[::1], float32[::1])")
+def _add_to_base(base, merged, out):  # type: ignore[no-untyped-def]
+    for j in range(base.size):
+        total = base[j] + merged[j]
+        out[j] = base[j] if merged[j] == _ZERO else total
+
+
+@jit("void(float32[:, ::1], float32[::1], float32, float32, float32[::1])")
+def _weighted_sum(rows, weights, factor, divisor, out):  # type: ignore[no-untyped-def]
+    out[:] = _ZERO
+    for i in range(rows.shape[0]):
+        row, weight = rows[i], weights[i]
+        for j in range(out.size):
+            out[j] += row[j] * weight
+    if divisor != _ONE:
+        for j in range(out.size):
+            out[j] /= divisor
+    if factor != _ONE:
+        for j in range(out.size):
+            out[j] *= factor
+
+
+@jit("void(float32[::1], float32[::1], float32, float32, float32[::1])")
+def _combine(base, row, a, b, out):  # type: ignore[no-untyped-def]
+    for j in range(base.size):
+        out[j] = base[j] * a + row[j] * b
+
+
+@jit("void(float32[::1], float32[:, ::1], float32[::1])")
+def _keep_unchanged(base, agents, out):  # type: ignore[no-untyped-def]
+    for begin in range(0, base.size, _TILE):
+        end = min(base.size, begin + _TILE)
+        b, o = base[begin:end], out[begin:end]
+        differs = np.zeros(end - begin, np.float32)
+        for i in range(agents.shape[0]):
+            row = agents[i, begin:end]
+            for j in range(b.size):
+                differs[j] += _ONE if row[j] != b[j] else _ZERO
+        for j in range(b.size):
+            o[j] = b[j] if differs[j] == _ZERO else o[j]
+
+
+@jit("void(float32[:, ::1], float32[::1], boolean, float32, float32[::1])")
+def _sign_consensus(deltas, weights, normalize, factor, out):  # type: ignore[no-untyped-def]
+    elected = np.empty(_TILE, np.float32)
+    divisor = np.empty(_TILE, np.float32)
+    for begin in range(0, out.size, _TILE):
+        end = min(out.size, begin + _TILE)
+        o = out[begin:end]
+        elected[:] = _ZERO
+        divisor[:] = _ZERO
+        o[:] = _ZERO
+        for i in range(deltas.shape[0]):
+            row, weight = deltas[i, begin:end], weights[i]
+            for j in range(o.size):
+                elected[j] += row[j] * weight
+        for i in range(deltas.shape[0]):
+            row, weight = deltas[i, begin:end], weights[i]
+            for j in range(o.size):
+                weighted = row[j] * weight
+                agrees = weighted > _ZERO if elected[j] >= _ZERO else weighted < _ZERO
+                o[j] += weighted if agrees else _ZERO
+                divisor[j] += weight if agrees else _ZERO
+        for j in range(o.size):
+            if normalize:
+                o[j] /= _ONE if divisor[j] == _ZERO else divisor[j]
+            if factor != _ONE:
+                o[j] *= factor
+
+
+@jit("void(float32[:, ::1], int64[:, ::1])")
+def _histogram_high(rows, counts):  # type: ignore[no-untyped-def]
+    bits = rows.view(np.uint32)
+    for i in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            counts[i, (bits[i, j] >> np.uint32(16)) & np.uint32(0x7FFF)] += 1
+
+
+@jit("void(float32[:, ::1], int64[::1], int64[:, ::1])")
+def _histogram_low(rows, high, counts):  # type: ignore[no-untyped-def]
+    bits = rows.view(np.uint32)
+    for i in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            magnitude = bits[i, j] & np.uint32(0x7FFFFFFF)
+            if (magnitude >> np.uint32(16)) == high[i]:
+                counts[i, magnitude & np.uint32(0xFFFF)] += 1
+
+
+@jit("void(float32[:, ::1], uint32[::1], int64[::1])")
+def _count_equal(rows, thresholds, counts):  # type: ignore[no-untyped-def]
+    bits = rows.view(np.uint32)
+    for i in range(rows.shape[0]):
+        threshold, equal = thresholds[i], 0
+        for j in range(rows.shape[1]):
+            equal += (bits[i, j] & np.uint32(0x7FFFFFFF)) == threshold
+        counts[i] += equal
+
+
+@jit("void(float32[:, ::1], uint32[::1], int64[::1])")
+def _keep_largest(rows, thresholds, quota):  # type: ignore[no-untyped-def]
+    bits = rows.view(np.uint32)
+    for i in range(rows.shape[0]):
+        left = quota[i]
+        for j in range(rows.shape[1]):
+            magnitude = bits[i, j] & np.uint32(0x7FFFFFFF)
+            if magnitude < thresholds[i]:
+                rows[i, j] = _ZERO
+            elif magnitude == thresholds[i]:
+                if left <= 0:
+                    rows[i, j] = _ZERO
+                left -= 1
+
+
+@inline
+def _high_product(a, b):  # type: ignore[no-untyped-def]
+    """The upper 64 bits of a 64 x 64 bit product."""
+    mask = np.uint64(0xFFFFFFFF)
+    shift = np.uint64(32)
+    a_low, a_high, b_low, b_high = a & mask, a >> shift, b & mask, b >> shift
+    middle = a_high * b_low + ((a_low * b_low) >> shift)
+    other = a_low * b_high + (middle & mask)
+    return a_high * b_high + (middle >> shift) + (other >> shift)
+
+
+@jit("void(uint64, uint64, uint64, uint64[::1])")
+def _philox(counter, key_low, key_high, words):  # type: ignore[no-untyped-def]
+    """Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): four words of one counter."""
+    c0, c1, c2, c3 = counter, np.uint64(0), np.uint64(0), np.uint64(0)
+    multiplier_0, multiplier_1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
+    for _ in range(10):
+        high_0, low_0 = _high_product(multiplier_0, c0), multiplier_0 * c0
+        high_1, low_1 = _high_product(multiplier_1, c2), multiplier_1 * c2
+        c0, c1, c2, c3 = high_1 ^ c1 ^ key_low, low_1, high_0 ^ c3 ^ key_high, low_0
+        key_low += np.uint64(0x9E3779B97F4A7C15)
+        key_high += np.uint64(0xBB67AE8584CAA73B)
+    words[0], words[1], words[2], words[3] = c0, c1, c2, c3
+
+
+@jit("void(float32[:, ::1], float64[::1], uint64[:, ::1], int64)")
+def _keep_random(rows, density, keys, start):  # type: ignore[no-untyped-def]
+    words = np.empty(4, np.uint64)
+    for i in range(rows.shape[0]):
+        if density[i] >= 1:
+            continue
+        for j in range(rows.shape[1]):
+            element = start + j
+            if j == 0 or element % 4 == 0:
+                # numpy's generator, too, raises the counter before it draws its first four words
+                _philox(np.uint64(element // 4 + 1), keys[i, 0], keys[i, 1], words)
+            uniform = np.float64(words[element % 4] >> np.uint64(11)) * 2.0**-53
+            if not uniform < density[i]:
+                rows[i, j] = _ZERO
+
+
+@inline
+def _add_lanes(lanes):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for lane in range(_LANES):
+        total += lanes[lane]
+    return total
+
+
+@jit("void(float32[:, ::1], float64[::1])")
+def _sums_of_magnitudes(rows, sums):  # type: ignore[no-untyped-def]
+    for i in range(rows.shape[0]):
+        lanes = np.zeros(_LANES, np.float64)
+        row = rows[i]
+        whole = row.size - row.size % _LANES
+        for begin in range(0, whole, _LANES):
+            for lane in range(_LANES):
+                lanes[lane] += np.float64(abs(row[begin + lane]))
+        for j in range(whole, row.size):
+            lanes[j - whole] += np.float64(abs(row[j]))
+        sums[i] = _add_lanes(lanes)
+
+
+@inline
+def _inner_product(x, y):  # type: ignore[no-untyped-def]
+    lanes = np.zeros(_LANES, np.float64)
+    whole = x.size - x.size % _LANES
+    for begin in range(0, whole, _LANES):
+        for lane in range(_LANES):
+            lanes[lane] += np.float64(x[begin + lane]) * np.float64(y[begin + lane])
+    for j in range(whole, x.size):
+        lanes[j - whole] += np.float64(x[j]) * np.float64(y[j])
+    return _add_lanes(lanes)
+
+
+@jit("void(float32[::1], float32[::1], float64[::1])")
+def _inner_products(x, y, sums):  # type: ignore[no-untyped-def]
+    sums[0] = _inner_product(x, x)
+    sums[1] = _inner_product(x, y)
+    sums[2] = _inner_product(y, y)
+
+
+@jit("void(float32[:, ::1], float64[::1])")
+def _scale_rows(rows, factors):  # type: ignore[no-untyped-def]
+    for i in range(rows.shape[0]):
+        row, factor = rows[i], np.float32(factors[i])
+        if factor != _ONE:
+            for j in range(row.size):
+                row[j] *= factor
+
+
+class CPU:
+    """The Numba backend: see ``Kernels`` for what each primitive means."""
+
+    count_changes = staticmethod(_count_changes)
+    ram = staticmethod(_ram)
+    ram_divide_first = staticmethod(_ram_divide_first)
+    subtract_base = staticmethod(_subtract_base)
+    add_to_base = staticmethod(_add_to_base)
+    weighted_sum = staticmethod(_weighted_sum)
+    combine = staticmethod(_combine)
+    keep_unchanged = staticmethod(_keep_unchanged)
+    sign_consensus = staticmethod(_sign_consensus)
+    histogram_high = staticmethod(_histogram_high)
+    histogram_low = staticmethod(_histogram_low)
+    count_equal = staticmethod(_count_equal)
+    keep_largest = staticmethod(_keep_largest)
+    keep_random = staticmethod(_keep_random)
+    sums_of_magnitudes = staticmethod(_sums_of_magnitudes)
+    inner_products = staticmethod(_inner_products)
+    scale_rows = staticmethod(_scale_rows)

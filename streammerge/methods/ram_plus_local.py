@@ -1,0 +1,43 @@
+"""RAM+ with the overlap ratio of each tensor, as mergekit computes it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels.contract import Block, Kernels
+from .base import Measure, Method, State, parameter
+from .ram_plus import CountChanges
+
+
+@dataclass(frozen=True)
+class RamPlusTensorLocal(Method):
+    """RAM+ whose overlap ratio is taken in each tensor by itself: mergekit's ramplus_tl, to the bit in float32.
+
+    rho_i = shared_i / max(unique_i, epsilon) in float32, lambda_i = 1 + r * clip(rho_i, 0, alpha); shared deltas are
+    divided by their count before they are added. Two passes over each tensor, the second while it is warm.
+    """
+
+    name = "ramplus_tl"
+    title = "RAM+ with tensor-local ratios"
+    paper = "mergekit 0.1.5, after arXiv:2601.13572"
+    tallies = True
+
+    r: float = parameter(0.1, "how strongly the overlap ratio rescales the unique part", low=0)
+    alpha: float = parameter(0.2, "the overlap ratio is clipped to at most this", low=0)
+    epsilon: float = parameter(1e-5, "a weight counts as changed if |agent - base| exceeds this", low=0)
+
+    def measures(self) -> tuple[Measure, ...]:
+        """One pass over the tensor."""
+        return (CountChanges(self.epsilon),)
+
+    def scales(self, counts: NDArray[np.int64]) -> NDArray[np.float32]:
+        """lambda_i in float32, step by step as mergekit rounds."""
+        shared = (counts[:, 0] - counts[:, 1]).astype(np.float32)
+        ratio = shared / np.maximum(counts[:, 1].astype(np.float32), np.float32(self.epsilon))
+        return np.float32(1) + np.float32(self.r) * np.clip(ratio, np.float32(0), np.float32(self.alpha))
+
+    def blend(self, kernels: Kernels, block: Block, state: State) -> None:
+        """See ``Method``."""
+        scales = self.scales(state)
+        kernels.ram_divide_first(block.base, block.agents, self.epsilon, scales, block.out, block.tally)

@@ -1,0 +1,162 @@
+"""What a merge leaves behind beside the weights: the summary, and the model card."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .budget import format_size
+from .execute import Outcome
+from .methods.base import Method
+from .methods.ram_plus import RamPlus, overlap_ratio
+from .planning import Plan, weights_of
+
+
+@dataclass(frozen=True, slots=True)
+class AgentShare:
+    """What one agent changed: counts of weights, and what RAM+ made of them (1 where nothing is rescaled)."""
+
+    agent: str
+    changed: int
+    unique: int
+    density: float
+    overlap_ratio: float | None
+    scale: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The end of a run. Times in seconds, sizes in bytes."""
+
+    plan: Plan
+    outcome: Outcome
+    seconds: float
+    peak: int
+    agents: tuple[AgentShare, ...]
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        """Bytes read and written, in 10^9, for each second of the whole run."""
+        return (self.outcome.bytes_read + self.outcome.bytes_written) / self.seconds / 1e9
+
+    @property
+    def bound_by(self) -> str:
+        """What the workers spent most of their time on."""
+        return "reading and writing" if self.outcome.waiting > self.outcome.computing else "computing"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data for JSON."""
+        memory = {**asdict(self.plan.memory), "peak": self.peak}
+        return {
+            "output": str(self.plan.recipe.output),
+            "method": {"name": self.plan.method.name, "parameters": self.plan.method.values()},
+            "weights": dict(weights_of(self.plan.jobs)),
+            "tensors": {job.name: {"action": job.action, "reason": job.reason, "dtype": job.dtype}
+                        for job in self.plan.jobs},
+            "agents": [asdict(share) for share in self.agents],
+            "non_finite": {"inputs": self.outcome.non_finite_inputs, "outputs": self.outcome.non_finite_outputs},
+            "seconds": self.seconds,
+            "bytes_read": self.outcome.bytes_read,
+            "bytes_written": self.outcome.bytes_written,
+            "gigabytes_per_second": self.gigabytes_per_second,
+            "bound_by": self.bound_by,
+            "memory": memory,
+        }
+
+
+def agent_shares(plan: Plan, outcome: Outcome) -> tuple[AgentShare, ...]:
+    """The overlap statistics of the run's own passes; empty for methods that do not count."""
+    if not plan.method.tallies:
+        return ()
+    total = sum(job.elements for job in plan.jobs if job.action == "merge" and job.counted)
+    scales: Sequence[float | None] = [None] * len(plan.agents)
+    if isinstance(plan.method, RamPlus):
+        scales = [float(scale) for scale in plan.method.scales(outcome.state)]
+    shares = []
+    for path, (changed, unique), scale in zip(plan.recipe.agents, outcome.tally.tolist(), scales, strict=True):
+        ratio = overlap_ratio(changed, unique)
+        finite = ratio if ratio != float("inf") else None
+        shares.append(AgentShare(model_name(path), changed, unique, changed / max(total, 1), finite, scale))
+    return tuple(shares)
+
+
+def model_name(path: Path) -> str:
+    """How a model is called in a card: its Hub name if it lies in the Hub's cache, else its folder's or file's name."""
+    absolute = path.absolute()
+    for part in absolute.parts:
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/")
+    return absolute.stem if path.is_file() else absolute.name
+
+
+def summary(report: Report) -> list[str]:
+    """The lines that end a merge on the terminal."""
+    plan, outcome, memory = report.plan, report.outcome, report.plan.memory
+    weights = weights_of(plan.jobs)
+    lines = [f"{plan.recipe.output}: {len(plan.jobs)} tensors, {sum(weights.values()):,} weights, "
+             f"{format_size(plan.bytes_to_write)} ({plan.method.name})"]
+    lines += [f"  {weights[action]:,} {word}" for action, word in
+              (("merge", "merged"), ("copy", "copied from the base"), ("cast", "copied in another type"))
+              if weights[action]]
+    for share in report.agents:
+        unique = share.unique / max(share.changed, 1)
+        scale = "" if share.scale is None else f", unique part scaled by {share.scale:.4f}"
+        lines.append(f"  {share.agent}: changed {share.density:.2%}, of these {unique:.1%} alone{scale}")
+    if outcome.non_finite_inputs or outcome.non_finite_outputs:
+        lines.append(f"  not finite: {outcome.non_finite_inputs:,} inputs, {outcome.non_finite_outputs:,} outputs")
+    lines.append(
+        f"  {report.seconds:.1f} s, {report.gigabytes_per_second:.2f} GB/s, bound by {report.bound_by}; "
+        f"{memory.workers} threads"
+    )
+    lines.append(
+        f"  memory: peak {format_size(report.peak)}, projected {format_size(memory.projected)}, "
+        f"allowed {format_size(memory.allowed)} (reserved {format_size(memory.reserved)})"
+    )
+    return lines
+
+
+def model_card(plan: Plan, shares: Sequence[AgentShare]) -> str:
+    """README.md of the output: the same for the same recipe, whatever machine or budget made it."""
+    import yaml
+
+    names = [model_name(plan.recipe.base), *(model_name(path) for path in plan.recipe.agents)]
+    front = {"base_model": names, "library_name": "transformers", "tags": ["merge", "streammerge"]}
+    lines = [
+        "---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {plan.recipe.output.name}"
+        if plan.recipe.output else "# Merged model", "",
+        f"Merged with streammerge {__version__}: {plan.method.title} (`{plan.method.name}`, {plan.method.paper}).", "",
+        "```yaml", recipe_yaml(plan).strip(), "```", "",
+    ]  # fmt: skip
+    if shares:
+        lines += ["| agent | changed weights | of these changed by it alone | scale of the unique part |", "|---|---|---|---|"]
+        lines += [
+            f"| {share.agent} | {share.density:.4%} | {share.unique / max(share.changed, 1):.4%} | "
+            f"{'1' if share.scale is None else f'{share.scale:.6f}'} |"
+            for share in shares
+        ]
+        lines.append("")
+    kept = [job for job in plan.jobs if job.action != "merge"]
+    if kept:
+        lines += ["Taken from the base:", "", *(f"- `{job.name}`: {job.reason}" for job in kept), ""]
+    return "\n".join(lines)
+
+
+def recipe_yaml(plan: Plan) -> str:
+    """The recipe in mergekit's YAML, as far as it can say it."""
+    import yaml
+
+    return yaml.safe_dump(
+        {
+            "merge_method": plan.method.name,
+            "base_model": model_name(plan.recipe.base),
+            "models": [{"model": model_name(path)} for path in plan.recipe.agents],
+            "parameters": _plain(plan.method),
+            **({"dtype": plan.recipe.dtype.lower()} if plan.recipe.dtype else {}),
+        },
+        sort_keys=False,
+    )
+
+
+def _plain(method: Method) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in method.values().items()}
