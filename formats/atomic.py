@@ -4,11 +4,14 @@
 (a full disk shows before the work), written in place from any thread, and leave the page cache again.
 """
 
+import ctypes
 import errno
 import os
 import shutil
+import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -19,6 +22,23 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+_START, _START_AND_WAIT = 2, 7  # SYNC_FILE_RANGE_WRITE; with WAIT_BEFORE and WAIT_AFTER
+
+
+def _find_sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    """Linux's way to write out a range without waiting; Python has no name for it."""
+    if not sys.platform.startswith("linux"):
+        return None
+    function = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if function is None:
+        return None
+    function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    found: Callable[[int, int, int, int], int] = function
+    return found
+
+
+_sync_file_range = _find_sync_file_range()
 
 # How much written data may wait in the page cache before the oldest is dropped from it.
 _WRITE_BEHIND = 64 * 1024 * 1024
@@ -69,11 +89,11 @@ class Staging:
             self.target.rmdir()
         if overwrite and self.target.exists():
             old = self.target.with_name(self.target.name + ".old")
-            os.rename(self.target, old)
-            os.rename(made, self.target)
+            self.target.rename(old)
+            made.rename(self.target)
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         else:
-            os.rename(made, self.target)
+            made.rename(self.target)
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -112,7 +132,7 @@ class PresizedFile:
 
     def write(self, position: int, data: Bytes | bytes) -> None:
         """Put ``data`` at ``position``."""
-        view, done = memoryview(data), 0
+        view, done = memoryview(data) if isinstance(data, bytes) else data.data, 0
         try:
             while done < len(view):
                 done += self._write_some(view[done:], position + done)
@@ -128,10 +148,13 @@ class PresizedFile:
             return os.write(self._descriptor, view)
 
     def _leave_page_cache(self, position: int, length: int) -> None:
-        """Start writing this range to disk now, and drop the ones that have had time to get there."""
-        if not hasattr(os, "posix_fadvise"):
+        """Start writing this range to disk now, and drop the ones that have had time to get there.
+
+        Dirty pages cannot be dropped: asking for it without waiting costs three times the write (measured).
+        """
+        if _sync_file_range is None:
             return
-        os.posix_fadvise(self._descriptor, position, length, os.POSIX_FADV_DONTNEED)
+        _sync_file_range(self._descriptor, position, length, _START)
         with self._lock:
             self._behind.append((position, length))
             self._waiting += length
@@ -140,12 +163,15 @@ class PresizedFile:
                 late.append(self._behind.popleft())
                 self._waiting -= late[-1][1]
         for start, size in late:
+            _sync_file_range(self._descriptor, start, size, _START_AND_WAIT)
             os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_DONTNEED)
 
     def sync(self) -> None:
         """Make the contents durable."""
         try:
             os.fsync(self._descriptor)
+            if _sync_file_range is not None:
+                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         except OSError as error:
             raise _no_space(self.path, 0, error) from error
 
@@ -202,5 +228,7 @@ def _lock(path: Path) -> int | None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
-        raise OutputError(f"{path.parent}: another run is writing this output; wait for it or choose another") from error
+        raise OutputError(
+            f"{path.parent}: another run is writing this output; wait for it or choose another"
+        ) from error
     return descriptor

@@ -222,9 +222,9 @@ def decode(dtype: str, raw: NDArray[uint8], out: NDArray[float32]) -> int:
     F64 values that float32 cannot hold overflow to infinity and are counted.
     """
     codec = _codec(dtype)
-    codes = raw.view(codec.storage)
-    _same_length(dtype, codes.size, out.size)
-    return codec.decode(codes, out.view(uint32))
+    codes, bits = raw.view(codec.storage), out.view(uint32)
+    _same_length(dtype, codes.size, bits.size)
+    return codec.decode(codes, bits)
 
 
 def encode(dtype: str, values: NDArray[float32], out: NDArray[uint8]) -> int:
@@ -234,9 +234,9 @@ def encode(dtype: str, values: NDArray[float32], out: NDArray[uint8]) -> int:
     the count of non-finite inputs means overflow.
     """
     codec = _codec(dtype)
-    codes = out.view(codec.storage)
-    _same_length(dtype, codes.size, values.size)
-    return codec.encode(values.view(uint32), codes)
+    bits, codes = values.view(uint32), out.view(codec.storage)
+    _same_length(dtype, codes.size, bits.size)
+    return codec.encode(bits, codes)
 
 
 def keep_base(
@@ -247,10 +247,11 @@ def keep_base(
     A weight that a merge leaves alone thus keeps the bits that float32 cannot hold. ``values`` and ``base_values``
     are float32[n]; ``base_raw`` and ``out`` are uint8[8 n], and ``out`` holds the encoded ``values``.
     """
-    kept, codes = base_raw.view(uint64), out.view(uint64)
-    for size in (base_values.size, kept.size, codes.size):
-        _same_length("F64", size, values.size)
-    _keep_base(values.view(uint32), base_values.view(uint32), kept, codes)
+    bits, base_bits = values.view(uint32), base_values.view(uint32)
+    base_codes, codes = base_raw.view(uint64), out.view(uint64)
+    for array in (base_bits, base_codes, codes):
+        _same_length("F64", array.size, bits.size)
+    _keep_base(bits, base_bits, base_codes, codes)
 
 
 def _codec(dtype: str) -> _Codec:

@@ -49,7 +49,7 @@ class Reader(Protocol):
     """Reads ranges of tensors. Thread-safe."""
 
     def read(self, tensor: TensorInfo, start: int, stop: int, buffer: Bytes) -> Bytes:
-        """Bytes ``start`` to ``stop`` of the tensor, 8-byte aligned and perhaps read-only.
+        """Bytes ``start`` to ``stop`` of the tensor, aligned to its elements and perhaps read-only.
 
         They lie in ``buffer`` (at least ``stop - start`` bytes) or in a mapped window: either way they
         are valid until ``release`` of the same range or the next use of the buffer.

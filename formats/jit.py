@@ -12,15 +12,16 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
+from numba.core import config
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept: STREAMMERGE_CACHE_DIR, else the user's cache folder, else a private temporary one."""
+    """Where compiled code is kept: STREAMMERGE_CACHE_DIR, else the user's cache folder, else a temporary one."""
     chosen = os.environ.get("STREAMMERGE_CACHE_DIR")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(chosen) if chosen else home / "streammerge"
@@ -33,8 +34,9 @@ def cache_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="streammerge-"))
 
 
-if not numba.config.CACHE_DIR:
-    numba.config.CACHE_DIR = str(cache_folder())
+# NUMBA_CACHE_DIR in the environment has the first word.
+CACHE = Path(getattr(config, "CACHE_DIR", "") or cache_folder())
+setattr(config, "CACHE_DIR", str(CACHE))  # noqa: B010
 
 
 def jit(signature: str) -> Callable[[F], F]:
@@ -44,13 +46,12 @@ def jit(signature: str) -> Callable[[F], F]:
     """
 
     def decorate(function: F) -> F:
-        compiled: F = numba.njit(signature, nogil=True, cache=True, error_model="numpy")(function)
-        return compiled
+        compiled = numba.njit(signature, nogil=True, cache=True, error_model="numpy")(function)
+        return cast(F, compiled)
 
     return decorate
 
 
 def inline(function: F) -> F:
     """A helper that is compiled into its callers."""
-    helper: F = numba.njit(nogil=True, error_model="numpy", inline="never")(function)
-    return helper
+    return cast(F, numba.njit(nogil=True, error_model="numpy")(function))

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from .contract import IO, Bytes, Reader, TensorInfo
+from .dtypes import DTYPES
 from .errors import FormatError
 
 # Around a fault the kernel maps up to 64 KiB of neighbours that are in the page cache (Linux's
 # fault_around_bytes); rounding what is given back to the same grid leaves none of them behind.
-_FAULT_AROUND = 64 * 1024
+FAULT_AROUND = 64 * 1024
 
 
 def open_reader(files: Sequence[Path], io: IO) -> Reader:
@@ -35,7 +36,7 @@ class PositionalReader:
     def read(self, tensor: TensorInfo, start: int, stop: int, buffer: Bytes) -> Bytes:
         """See ``Reader``."""
         wanted = buffer[: stop - start]
-        view, position, done = memoryview(wanted), tensor.offset + start, 0
+        view, position, done = wanted.data, tensor.offset + start, 0
         while done < len(view):
             try:
                 got = self._read_some(self._descriptors[tensor.file], view[done:], position + done)
@@ -96,7 +97,7 @@ class MapReader:
         view = self._views[tensor.file]
         if end > view.size:
             raise FormatError(f"{tensor.file}: the file ends at byte {view.size}, inside tensor {tensor.name!r}")
-        if begin % 8 == 0:
+        if begin % DTYPES[tensor.dtype].itemsize == 0:
             return view[begin:end]
         aligned = buffer[: end - begin]  # compiled code wants aligned elements
         aligned[:] = view[begin:end]
@@ -115,8 +116,8 @@ class MapReader:
         mapped = self._maps[tensor.file]
         if advice is None or not hasattr(mapped, "madvise"):
             return
-        begin = (tensor.offset + start) // _FAULT_AROUND * _FAULT_AROUND
-        end = min(-(-(tensor.offset + stop) // _FAULT_AROUND) * _FAULT_AROUND, len(mapped))
+        begin = (tensor.offset + start) // FAULT_AROUND * FAULT_AROUND
+        end = min(-(-(tensor.offset + stop) // FAULT_AROUND) * FAULT_AROUND, len(mapped))
         if end > begin:
             mapped.madvise(advice, begin, end - begin)
 

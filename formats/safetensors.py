@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeGuard
 
 from .atomic import PresizedFile, write_file
 from .contract import IO, Bytes, OutputFile, OutputTensor, Reader, TensorInfo, total_bytes
@@ -83,7 +83,7 @@ def _pickle_refused(path: Path) -> FormatError:
     folder = path.parent
     return FormatError(
         f"{path}: is a pickle, which can run code when opened, and is never opened here; convert it once: "
-        f"python -c \"from transformers import AutoModelForCausalLM as M; "
+        f'python -c "from transformers import AutoModelForCausalLM as M; '
         f"M.from_pretrained('{folder}', dtype='auto').save_pretrained('{folder}-safetensors')\""
     )
 
@@ -203,7 +203,7 @@ def _entry(path: Path, name: str, entry: object, data_start: int) -> TensorInfo:
     return TensorInfo(name, dtype, tuple(shape), path, data_start + offsets[0])
 
 
-def _naturals(value: Any) -> bool:
+def _naturals(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
 
 

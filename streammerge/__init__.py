@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from .recipe import Recipe
     from .report import Report
 
-_HOMES = {"merge": "api", "plan": "api", "StreammergeError": "errors", "Plan": "planning", "Recipe": "recipe", "Report": "report"}
+_HOMES = {
+    "merge": "api",
+    "plan": "api",
+    "StreammergeError": "errors",
+    "Plan": "planning",
+    "Recipe": "recipe",
+    "Report": "report",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,44 +5,60 @@ import time
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack
 
 from . import budget
 from .budget import parse_size
 from .errors import Interrupted, RecipeError
 from .events import Finishing, Listener, Notice, Planned
 from .planning import Plan, make_plan
-from .recipe import DEFAULT_METHOD, Recipe
+from .recipe import Recipe
 from .report import Report
 
 StrPath = str | PathLike[str]
 
 
+class Options(TypedDict, total=False):
+    """What ``merge`` and ``plan`` take by name; the defaults are those of ``Recipe``.
+
+    ``parameters`` are the method's, such as ``{"r": 0.2}``; sizes are bytes or texts such as "8G"; ``exclude`` and
+    ``only`` are regular expressions on tensor names; ``max_ram`` None is half of what is free.
+    """
+
+    method: str
+    parameters: Mapping[str, object]
+    max_ram: str | int | None
+    threads: int | None
+    io: Literal["auto", "mmap", "pread"]
+    exclude: Sequence[str]
+    only: Sequence[str]
+    dtype: str | None
+    max_shard_size: str | int | None
+    allow_non_finite: bool
+    mixed_dtypes: bool
+    overwrite: bool
+
+
 def recipe_of(
-    base: StrPath,
-    agents: Sequence[StrPath],
-    output: StrPath | None = None,
-    *,
-    method: str = DEFAULT_METHOD,
-    parameters: Mapping[str, object] | None = None,
-    max_ram: str | int | None = None,
-    max_shard_size: str | int | None = "5GB",
-    **options: Any,
+    base: StrPath, agents: Sequence[StrPath], output: StrPath | None = None, **options: Unpack[Options]
 ) -> Recipe:
-    """A recipe from plain values: paths and sizes may be strings. ``options`` are the other fields of ``Recipe``."""
+    """A recipe from plain values: paths and sizes may be texts. Raises RecipeError."""
+    fields: dict[str, Any] = dict(options)
+    for size in ("max_ram", "max_shard_size"):
+        if isinstance(fields.get(size), str):
+            fields[size] = parse_size(fields[size])
+    for patterns in ("exclude", "only"):
+        if patterns in fields:
+            fields[patterns] = tuple(fields[patterns])
     return Recipe(
         base=Path(base),
         agents=tuple(Path(agent) for agent in agents),
         output=None if output is None else Path(output),
-        method=method,
-        parameters=dict(parameters or {}),
-        max_ram=parse_size(max_ram) if isinstance(max_ram, str) else max_ram,
-        max_shard_size=parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size,
-        **options,
+        **fields,
     )
 
 
-def plan(base: StrPath, agents: Sequence[StrPath], output: StrPath | None = None, **options: Any) -> Plan:
+def plan(base: StrPath, agents: Sequence[StrPath], output: StrPath | None = None, **options: Unpack[Options]) -> Plan:
     """What a merge would do, from headers alone. Options as for ``merge``. Raises StreammergeError."""
     return plan_recipe(recipe_of(base, agents, output, **options))
 
@@ -54,13 +70,10 @@ def merge(
     *,
     listener: Listener = lambda event: None,
     stop: threading.Event | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Report:
     """Merge ``agents`` into ``base`` and write ``output``: a folder, or a file that ends in .safetensors.
 
-    Options: ``method`` ("ram+"), ``parameters`` ({"r": 0.2}), ``max_ram`` ("8G" or bytes), ``threads``, ``io``
-    ("auto", "mmap", "pread"), ``exclude`` and ``only`` (tuples of regular expressions on tensor names), ``dtype``
-    ("bf16"), ``max_shard_size`` ("5GB"), ``allow_non_finite``, ``mixed_dtypes``, ``overwrite``.
     ``listener`` is called with the records of ``streammerge.events``; setting ``stop`` interrupts.
     Raises StreammergeError; then nothing stands under the name ``output``.
     """

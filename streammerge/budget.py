@@ -21,7 +21,17 @@ from .errors import BudgetError, RecipeError
 from .kernels.contract import BLOCK
 
 KIB, MIB = 1024, 1024**2
-_UNITS = {"": 1, "K": KIB, "M": MIB, "G": 1024**3, "T": 1024**4, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
+_UNITS = {
+    "": 1,
+    "K": KIB,
+    "M": MIB,
+    "G": 1024**3,
+    "T": 1024**4,
+    "KB": 1000,
+    "MB": 1000**2,
+    "GB": 1000**3,
+    "TB": 1000**4,
+}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?B)?", re.IGNORECASE)
 
 # Threads, progress display, report, the allocator's own rounding: measured at 2 to 5 MB, held back in full.
@@ -112,8 +122,10 @@ def peak() -> int:
 
 def default_allowed() -> int:
     """Half of what the machine, or the control group this process is in, has free."""
-    return int(min(psutil.virtual_memory().available, *_cgroup_free(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
-               * _DEFAULT_SHARE)
+    return int(
+        min(psutil.virtual_memory().available, *_cgroup_free(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
+        * _DEFAULT_SHARE
+    )
 
 
 def _cgroup_free(membership: Path, root: Path) -> Iterator[int]:

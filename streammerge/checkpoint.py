@@ -16,7 +16,16 @@ _WEIGHTS = (
     ".onnx", ".onnx_data", ".msgpack", ".h5", ".h5.index.json", ".npz", ".mlmodel", ".tflite",
 )  # fmt: skip
 _HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
-_QUANTIZED = (".qweight", ".qzeros", ".g_idx", ".weight_scale_inv", ".weight_packed", ".absmax", ".quant_map", "_blocks")
+_QUANTIZED = (
+    ".qweight",
+    ".qzeros",
+    ".g_idx",
+    ".weight_scale_inv",
+    ".weight_packed",
+    ".absmax",
+    ".quant_map",
+    "_blocks",
+)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def recipe_options(command: F) -> F:
                    help="Tensors to copy from the base; may be repeated."),
             option("--only", multiple=True, metavar="REGEX",
                    help="Merge these tensors only, copy all others; may be repeated."),
-            option("--dtype", help="Floating type of the output, such as bf16.  [default: the base's, tensor by tensor]"),
+            option("--dtype", help="Floating type of the output, such as bf16.  [default: as in the base]"),
             option("--max-shard-size", metavar="SIZE", default="5GB", show_default=True,
                    help="Split the output into files of at most this size."),
             option("--allow-non-finite", is_flag=True, help="Go on with NaN and infinity in inputs or result."),

@@ -1,13 +1,13 @@
 """Every error that is raised on purpose, and the exit code of the command line for it.
 
-    StreammergeError            1   the root: catch this
-    ├── FormatError             1   an input is broken, or of a kind that is not read   (streammerge.formats)
-    ├── OutputError             1   the output cannot be written                        (streammerge.formats)
-    ├── MismatchError           1   the models do not fit each other
-    ├── NonFiniteError          1   a NaN or an infinity where a number should be
-    ├── RecipeError             2   what was asked cannot be understood
-    ├── BudgetError             3   it cannot be done within the memory that was granted
-    └── Interrupted           130   Ctrl-C or SIGTERM; nothing is left under the final name
+StreammergeError            1   the root: catch this
+├── FormatError             1   an input is broken, or of a kind that is not read   (streammerge.formats)
+├── OutputError             1   the output cannot be written                        (streammerge.formats)
+├── MismatchError           1   the models do not fit each other
+├── NonFiniteError          1   a NaN or an infinity where a number should be
+├── RecipeError             2   what was asked cannot be understood
+├── BudgetError             3   it cannot be done within the memory that was granted
+└── Interrupted           130   Ctrl-C or SIGTERM; nothing is left under the final name
 """
 
 from .formats.errors import FormatError, OutputError, StreammergeError

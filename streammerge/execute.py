@@ -442,4 +442,3 @@ def execute(
     Raises FormatError, OutputError, NonFiniteError, Interrupted.
     """
     return _Execution(plan, kernels, sink, listener, stop or threading.Event()).run()
-

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import prod
-from pathlib import Path
 from typing import Any, Literal
 
 from . import budget
@@ -19,6 +18,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .errors import MismatchError, OutputError, RecipeError
 from .formats.contract import OutputFile, OutputTensor, TensorInfo, total_bytes
 from .formats.dtypes import DTYPES
+from .formats.reading import FAULT_AROUND
 from .formats.safetensors import SINGLE, index_json, layout
 from .kernels.contract import BLOCK
 from .methods import build_method
@@ -135,9 +135,11 @@ def make_plan(recipe: Recipe, *, reserved: int | None = None) -> Plan:
     shard = None if single != SINGLE else recipe.max_shard_size
     files = layout([OutputTensor(job.name, job.dtype, job.shape) for job in jobs], shard, single)
     free = None if recipe.output is None else _check_output(recipe, (base, *agents), files)
+    # Positional reads by default: measured faster than faults, and a failing disk is an error, not a signal.
     io: Literal["mmap", "pread"] = "mmap" if recipe.io == "mmap" else "pread"
+    threads = recipe.threads or _processors()
     memory = budget.fit(
-        _demand(method, base, agents, jobs, threads := recipe.threads or _processors()),
+        _demand(method, base, agents, jobs, threads, mapped=io == "mmap"),
         allowed=recipe.max_ram or budget.default_allowed(),
         reserved=budget.peak() if reserved is None else reserved,
         threads=threads,
@@ -159,7 +161,9 @@ def _check_distinct(base: Checkpoint, agents: Sequence[Checkpoint], method: Meth
     seen = {base.identity: f"the base {base.path}"} if method.uses_base else {}
     for number, agent in enumerate(agents, 1):
         if agent.identity in seen:
-            raise MismatchError(f"agent {number}, {agent.path}, is the same model as {seen[agent.identity]}; leave it out")
+            raise MismatchError(
+                f"agent {number}, {agent.path}, is the same model as {seen[agent.identity]}; leave it out"
+            )
         seen[agent.identity] = f"agent {number}, {agent.path}"
 
 
@@ -255,7 +259,9 @@ def _check_output(recipe: Recipe, models: Sequence[Checkpoint], files: Sequence[
     for model in models:
         place = model.path.resolve()
         if resolved == place or resolved.is_relative_to(place) or place.is_relative_to(resolved):
-            raise OutputError(f"{recipe.output}: is the input {model.path}, or one lies inside the other; choose another")
+            raise OutputError(
+                f"{recipe.output}: is the input {model.path}, or one lies inside the other; choose another"
+            )
         if resolved in (file.resolve() for file in model.files):
             raise OutputError(f"{recipe.output}: is a file of the input {model.path}; choose another")
     occupied = target.is_file() or (target.is_dir() and any(target.iterdir())) or target.is_symlink()
@@ -290,7 +296,13 @@ def output_width(jobs: Sequence[TensorJob]) -> int:
 
 
 def _demand(
-    method: Method, base: Checkpoint, agents: Sequence[Checkpoint], jobs: Sequence[TensorJob], threads: int
+    method: Method,
+    base: Checkpoint,
+    agents: Sequence[Checkpoint],
+    jobs: Sequence[TensorJob],
+    threads: int,
+    *,
+    mapped: bool,
 ) -> Demand:
     merged = [job for job in jobs if job.action == "merge"]
     counters, rows = 0, 0
@@ -300,11 +312,18 @@ def _demand(
         counters = max(counters, size) if measure.kind == "counts" else counters
         rows = max(rows, size * blocks) if measure.kind != "counts" else rows
     in_flight = threads + 1
+    inputs = sum(input_widths(base, agents, jobs))
+    edges = 0
+    if mapped:  # the ends of a window are rounded out; tensors that are not aligned are copied as well
+        models = (base, *agents)
+        edges = 2 * FAULT_AROUND * len(models)
+        crooked = any(info.offset % DTYPES[info.dtype].itemsize for model in models for info in model.tensors.values())
+        inputs *= 2 if crooked else 1
     return Demand(
-        inputs=sum(input_widths(base, agents, jobs)),
+        inputs=inputs,
         output=output_width(jobs),
         floats=4 * (len(agents) + 2),
-        worker=counters,
+        worker=counters + edges,
         shared=(2 * counters + 3 * rows) * in_flight,
     )
 

@@ -50,7 +50,11 @@ def method_text(method: type[Method]) -> str:
     lines = [f"{method.name}: {method.title}", f"paper: {method.paper}"]
     if method.aliases:
         lines.append(f"also called: {', '.join(method.aliases)}")
-    agents = str(method.min_agents) if method.min_agents == method.max_agents else f"{method.min_agents} to {method.max_agents}"
+    agents = (
+        str(method.min_agents)
+        if method.min_agents == method.max_agents
+        else f"{method.min_agents} to {method.max_agents}"
+    )
     lines += [f"agents: {agents} beside the base", "", inspect.getdoc(method) or "", "", "parameters:"]
     lines += [_parameter_line(parameter) for parameter in method.parameters()]
     for name, values in method.presets.items():

@@ -52,8 +52,9 @@ class Report:
             "output": str(self.plan.recipe.output),
             "method": {"name": self.plan.method.name, "parameters": self.plan.method.values()},
             "weights": dict(weights_of(self.plan.jobs)),
-            "tensors": {job.name: {"action": job.action, "reason": job.reason, "dtype": job.dtype}
-                        for job in self.plan.jobs},
+            "tensors": {
+                job.name: {"action": job.action, "reason": job.reason, "dtype": job.dtype} for job in self.plan.jobs
+            },
             "agents": [asdict(share) for share in self.agents],
             "non_finite": {"inputs": self.outcome.non_finite_inputs, "outputs": self.outcome.non_finite_outputs},
             "seconds": self.seconds,
@@ -94,11 +95,15 @@ def summary(report: Report) -> list[str]:
     """The lines that end a merge on the terminal."""
     plan, outcome, memory = report.plan, report.outcome, report.plan.memory
     weights = weights_of(plan.jobs)
-    lines = [f"{plan.recipe.output}: {len(plan.jobs)} tensors, {sum(weights.values()):,} weights, "
-             f"{format_size(plan.bytes_to_write)} ({plan.method.name})"]
-    lines += [f"  {weights[action]:,} {word}" for action, word in
-              (("merge", "merged"), ("copy", "copied from the base"), ("cast", "copied in another type"))
-              if weights[action]]
+    lines = [
+        f"{plan.recipe.output}: {len(plan.jobs)} tensors, {sum(weights.values()):,} weights, "
+        f"{format_size(plan.bytes_to_write)} ({plan.method.name})"
+    ]
+    lines += [
+        f"  {weights[action]:,} {word}"
+        for action, word in (("merge", "merged"), ("copy", "copied from the base"), ("cast", "copied in another type"))
+        if weights[action]
+    ]
     for share in report.agents:
         unique = share.unique / max(share.changed, 1)
         scale = "" if share.scale is None else f", unique part scaled by {share.scale:.4f}"
@@ -129,7 +134,10 @@ def model_card(plan: Plan, shares: Sequence[AgentShare]) -> str:
         "```yaml", recipe_yaml(plan).strip(), "```", "",
     ]  # fmt: skip
     if shares:
-        lines += ["| agent | changed weights | of these changed by it alone | scale of the unique part |", "|---|---|---|---|"]
+        lines += [
+            "| agent | changed weights | of these changed by it alone | scale of the unique part |",
+            "|---|---|---|---|",
+        ]
         lines += [
             f"| {share.agent} | {share.density:.4%} | {share.unique / max(share.changed, 1):.4%} | "
             f"{'1' if share.scale is None else f'{share.scale:.6f}'} |"

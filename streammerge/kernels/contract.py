@@ -11,11 +11,14 @@ Methods (``streammerge.methods``) are written once against these primitives.
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 # The unit of float64 sums: a tensor's flat index range is cut into blocks of this many elements from 0 on.
 BLOCK = 65_536
 
 # An array of the backend: numpy.ndarray on the CPU, torch.Tensor on CUDA.
 Array = Any
+Scalar = float | np.float32
 
 
 @dataclass(slots=True)
@@ -39,19 +42,19 @@ class Block:
 class Kernels(Protocol):
     """The primitives. ``x[i]`` is agent i's row, ``j`` an element; loops over agents run in agent order."""
 
-    def count_changes(self, base: Array, agents: Array, epsilon: float, tally: Array) -> None:
+    def count_changes(self, base: Array, agents: Array, epsilon: Scalar, tally: Array) -> None:
         """changed_i[j] = |x[i,j] - base[j]| > float32(epsilon). Adds to tally[i] = (changed, unique): how many
         elements agent i changed, and how many of them no other agent changed."""
         ...
 
-    def ram(self, base: Array, agents: Array, epsilon: float, scales: Array, out: Array, tally: Array) -> None:
+    def ram(self, base: Array, agents: Array, epsilon: Scalar, scales: Array, out: Array, tally: Array) -> None:
         """Reinforced Agent Merging. d_i = x[i] - base; count = number of agents that changed the element.
         count 0: out = base, bit for bit. count 1: base + d_i * scales[i]. count >= 2: base + (sum of the changed
         d_i in agent order, starting from 0) / count. Tally as in ``count_changes``."""
         ...
 
     def ram_divide_first(
-        self, base: Array, agents: Array, epsilon: float, scales: Array, out: Array, tally: Array
+        self, base: Array, agents: Array, epsilon: Scalar, scales: Array, out: Array, tally: Array
     ) -> None:
         """As ``ram``, but each shared d_i is divided by the count before the sum (mergekit's order)."""
         ...
@@ -64,11 +67,11 @@ class Kernels(Protocol):
         """out = base + merged; where merged is 0, base bit for bit. ``out`` may be ``merged``."""
         ...
 
-    def weighted_sum(self, rows: Array, weights: Array, factor: float, divisor: float, out: Array) -> None:
+    def weighted_sum(self, rows: Array, weights: Array, factor: Scalar, divisor: Scalar, out: Array) -> None:
         """out = (((rows[0] * w[0] + rows[1] * w[1]) + ...) / divisor) * factor; a divisor or factor of 1 is skipped."""
         ...
 
-    def combine(self, base: Array, row: Array, a: float, b: float, out: Array) -> None:
+    def combine(self, base: Array, row: Array, a: Scalar, b: Scalar, out: Array) -> None:
         """out = base * a + row * b."""
         ...
 
@@ -76,9 +79,7 @@ class Kernels(Protocol):
         """out = base, bit for bit, where every agent equals the base."""
         ...
 
-    def sign_consensus(
-        self, deltas: Array, weights: Array, normalize: bool, factor: float, out: Array
-    ) -> None:
+    def sign_consensus(self, deltas: Array, weights: Array, normalize: bool, factor: Scalar, out: Array) -> None:
         """TIES: D_i = deltas[i] * w[i]; the elected sign is + if sum D_i >= 0, else -; sum the D_i of that sign,
         divide by the sum of their weights (by 1 where it is 0) if ``normalize``, multiply by factor."""
         ...

@@ -7,8 +7,18 @@ cache, with float32 counters beside the float32 sums, runs four times as fast. A
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..formats.jit import inline, jit
+
+Scalar = float | np.float32
+Row = NDArray[np.float32]  # (elements,)
+Rows = NDArray[np.float32]  # (agents, elements)
+Counts = NDArray[np.int64]
+Sums = NDArray[np.float64]
+Bits = NDArray[np.uint32]
+Word = np.uint64
+Words = NDArray[np.uint64]
 
 _TILE = 2048  # elements; three float32 tiles of scratch and the inputs' share of the first-level cache
 _ZERO = np.float32(0)
@@ -17,7 +27,7 @@ _LANES = 8
 
 
 @inline
-def _accumulate(base, row, epsilon, scale, total, alone, count):  # type: ignore[no-untyped-def]
+def _accumulate(base: Row, row: Row, epsilon: Scalar, scale: Scalar, total: Row, alone: Row, count: Row) -> int:
     changed = 0
     for j in range(base.size):
         delta = row[j] - base[j]
@@ -31,7 +41,7 @@ def _accumulate(base, row, epsilon, scale, total, alone, count):  # type: ignore
 
 
 @inline
-def _count(base, row, epsilon, count):  # type: ignore[no-untyped-def]
+def _count(base: Row, row: Row, epsilon: Scalar, count: Row) -> int:
     changed = 0
     for j in range(base.size):
         is_changed = abs(row[j] - base[j]) > epsilon
@@ -41,7 +51,7 @@ def _count(base, row, epsilon, count):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _unique(base, row, epsilon, count):  # type: ignore[no-untyped-def]
+def _unique(base: Row, row: Row, epsilon: Scalar, count: Row) -> int:
     unique = 0
     for j in range(base.size):
         unique += (abs(row[j] - base[j]) > epsilon) & (count[j] == _ONE)
@@ -49,7 +59,7 @@ def _unique(base, row, epsilon, count):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _contribute(base, row, epsilon, scale, count, total):  # type: ignore[no-untyped-def]
+def _contribute(base: Row, row: Row, epsilon: Scalar, scale: Scalar, count: Row, total: Row) -> None:
     for j in range(base.size):
         delta = row[j] - base[j]
         share = delta * scale if count[j] == _ONE else delta / count[j]
@@ -57,7 +67,7 @@ def _contribute(base, row, epsilon, scale, count, total):  # type: ignore[no-unt
 
 
 @inline
-def _finish(base, total, alone, count, out):  # type: ignore[no-untyped-def]
+def _finish(base: Row, total: Row, alone: Row, count: Row, out: Row) -> None:
     for j in range(base.size):
         mean = total[j] / count[j]
         merged = base[j] + (alone[j] if count[j] == _ONE else mean)
@@ -65,14 +75,14 @@ def _finish(base, total, alone, count, out):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _finish_total(base, total, count, out):  # type: ignore[no-untyped-def]
+def _finish_total(base: Row, total: Row, count: Row, out: Row) -> None:
     for j in range(base.size):
         merged = base[j] + total[j]
         out[j] = merged if count[j] > _ZERO else base[j]
 
 
 @jit("void(float32[::1], float32[:, ::1], float32, int64[:, ::1])")
-def _count_changes(base, agents, epsilon, tally):  # type: ignore[no-untyped-def]
+def _count_changes(base: Row, agents: Rows, epsilon: Scalar, tally: Counts) -> None:
     count_tile = np.empty(_TILE, np.float32)
     for begin in range(0, base.size, _TILE):
         end = min(base.size, begin + _TILE)
@@ -85,7 +95,7 @@ def _count_changes(base, agents, epsilon, tally):  # type: ignore[no-untyped-def
 
 
 @jit("void(float32[::1], float32[:, ::1], float32, float32[::1], float32[::1], int64[:, ::1])")
-def _ram(base, agents, epsilon, scales, out, tally):  # type: ignore[no-untyped-def]
+def _ram(base: Row, agents: Rows, epsilon: Scalar, scales: Row, out: Row, tally: Counts) -> None:
     total_tile = np.empty(_TILE, np.float32)
     alone_tile = np.empty(_TILE, np.float32)
     count_tile = np.empty(_TILE, np.float32)
@@ -104,7 +114,7 @@ def _ram(base, agents, epsilon, scales, out, tally):  # type: ignore[no-untyped-
 
 
 @jit("void(float32[::1], float32[:, ::1], float32, float32[::1], float32[::1], int64[:, ::1])")
-def _ram_divide_first(base, agents, epsilon, scales, out, tally):  # type: ignore[no-untyped-def]
+def _ram_divide_first(base: Row, agents: Rows, epsilon: Scalar, scales: Row, out: Row, tally: Counts) -> None:
     total_tile = np.empty(_TILE, np.float32)
     count_tile = np.empty(_TILE, np.float32)
     for begin in range(0, base.size, _TILE):
@@ -122,7 +132,7 @@ def _ram_divide_first(base, agents, epsilon, scales, out, tally):  # type: ignor
 
 
 @jit("void(float32[::1], float32[:, ::1])")
-def _subtract_base(base, agents):  # type: ignore[no-untyped-def]
+def _subtract_base(base: Row, agents: Rows) -> None:
     for i in range(agents.shape[0]):
         row = agents[i]
         for j in range(base.size):
@@ -130,14 +140,14 @@ def _subtract_base(base, agents):  # type: ignore[no-untyped-def]
 
 
 @jit("void(float32[::1], float32[::1], float32[::1])")
-def _add_to_base(base, merged, out):  # type: ignore[no-untyped-def]
+def _add_to_base(base: Row, merged: Row, out: Row) -> None:
     for j in range(base.size):
         total = base[j] + merged[j]
         out[j] = base[j] if merged[j] == _ZERO else total
 
 
 @jit("void(float32[:, ::1], float32[::1], float32, float32, float32[::1])")
-def _weighted_sum(rows, weights, factor, divisor, out):  # type: ignore[no-untyped-def]
+def _weighted_sum(rows: Rows, weights: Row, factor: Scalar, divisor: Scalar, out: Row) -> None:
     out[:] = _ZERO
     for i in range(rows.shape[0]):
         row, weight = rows[i], weights[i]
@@ -152,13 +162,13 @@ def _weighted_sum(rows, weights, factor, divisor, out):  # type: ignore[no-untyp
 
 
 @jit("void(float32[::1], float32[::1], float32, float32, float32[::1])")
-def _combine(base, row, a, b, out):  # type: ignore[no-untyped-def]
+def _combine(base: Row, row: Row, a: Scalar, b: Scalar, out: Row) -> None:
     for j in range(base.size):
         out[j] = base[j] * a + row[j] * b
 
 
 @jit("void(float32[::1], float32[:, ::1], float32[::1])")
-def _keep_unchanged(base, agents, out):  # type: ignore[no-untyped-def]
+def _keep_unchanged(base: Row, agents: Rows, out: Row) -> None:
     for begin in range(0, base.size, _TILE):
         end = min(base.size, begin + _TILE)
         b, o = base[begin:end], out[begin:end]
@@ -172,7 +182,7 @@ def _keep_unchanged(base, agents, out):  # type: ignore[no-untyped-def]
 
 
 @jit("void(float32[:, ::1], float32[::1], boolean, float32, float32[::1])")
-def _sign_consensus(deltas, weights, normalize, factor, out):  # type: ignore[no-untyped-def]
+def _sign_consensus(deltas: Rows, weights: Row, normalize: bool, factor: Scalar, out: Row) -> None:
     elected = np.empty(_TILE, np.float32)
     divisor = np.empty(_TILE, np.float32)
     for begin in range(0, out.size, _TILE):
@@ -200,7 +210,7 @@ def _sign_consensus(deltas, weights, normalize, factor, out):  # type: ignore[no
 
 
 @jit("void(float32[:, ::1], int64[:, ::1])")
-def _histogram_high(rows, counts):  # type: ignore[no-untyped-def]
+def _histogram_high(rows: Rows, counts: Counts) -> None:
     bits = rows.view(np.uint32)
     for i in range(rows.shape[0]):
         for j in range(rows.shape[1]):
@@ -208,7 +218,7 @@ def _histogram_high(rows, counts):  # type: ignore[no-untyped-def]
 
 
 @jit("void(float32[:, ::1], int64[::1], int64[:, ::1])")
-def _histogram_low(rows, high, counts):  # type: ignore[no-untyped-def]
+def _histogram_low(rows: Rows, high: Counts, counts: Counts) -> None:
     bits = rows.view(np.uint32)
     for i in range(rows.shape[0]):
         for j in range(rows.shape[1]):
@@ -218,7 +228,7 @@ def _histogram_low(rows, high, counts):  # type: ignore[no-untyped-def]
 
 
 @jit("void(float32[:, ::1], uint32[::1], int64[::1])")
-def _count_equal(rows, thresholds, counts):  # type: ignore[no-untyped-def]
+def _count_equal(rows: Rows, thresholds: Bits, counts: Counts) -> None:
     bits = rows.view(np.uint32)
     for i in range(rows.shape[0]):
         threshold, equal = thresholds[i], 0
@@ -228,7 +238,7 @@ def _count_equal(rows, thresholds, counts):  # type: ignore[no-untyped-def]
 
 
 @jit("void(float32[:, ::1], uint32[::1], int64[::1])")
-def _keep_largest(rows, thresholds, quota):  # type: ignore[no-untyped-def]
+def _keep_largest(rows: Rows, thresholds: Bits, quota: Counts) -> None:
     bits = rows.view(np.uint32)
     for i in range(rows.shape[0]):
         left = quota[i]
@@ -243,7 +253,7 @@ def _keep_largest(rows, thresholds, quota):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _high_product(a, b):  # type: ignore[no-untyped-def]
+def _high_product(a: Word, b: Word) -> Word:
     """The upper 64 bits of a 64 x 64 bit product."""
     mask = np.uint64(0xFFFFFFFF)
     shift = np.uint64(32)
@@ -254,7 +264,7 @@ def _high_product(a, b):  # type: ignore[no-untyped-def]
 
 
 @jit("void(uint64, uint64, uint64, uint64[::1])")
-def _philox(counter, key_low, key_high, words):  # type: ignore[no-untyped-def]
+def _philox(counter: Word, key_low: Word, key_high: Word, words: Words) -> None:
     """Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): four words of one counter."""
     c0, c1, c2, c3 = counter, np.uint64(0), np.uint64(0), np.uint64(0)
     multiplier_0, multiplier_1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
@@ -268,7 +278,7 @@ def _philox(counter, key_low, key_high, words):  # type: ignore[no-untyped-def]
 
 
 @jit("void(float32[:, ::1], float64[::1], uint64[:, ::1], int64)")
-def _keep_random(rows, density, keys, start):  # type: ignore[no-untyped-def]
+def _keep_random(rows: Rows, density: Sums, keys: Words, start: int) -> None:
     words = np.empty(4, np.uint64)
     for i in range(rows.shape[0]):
         if density[i] >= 1:
@@ -284,7 +294,7 @@ def _keep_random(rows, density, keys, start):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _add_lanes(lanes):  # type: ignore[no-untyped-def]
+def _add_lanes(lanes: Sums) -> float:
     total = 0.0
     for lane in range(_LANES):
         total += lanes[lane]
@@ -292,7 +302,7 @@ def _add_lanes(lanes):  # type: ignore[no-untyped-def]
 
 
 @jit("void(float32[:, ::1], float64[::1])")
-def _sums_of_magnitudes(rows, sums):  # type: ignore[no-untyped-def]
+def _sums_of_magnitudes(rows: Rows, sums: Sums) -> None:
     for i in range(rows.shape[0]):
         lanes = np.zeros(_LANES, np.float64)
         row = rows[i]
@@ -306,7 +316,7 @@ def _sums_of_magnitudes(rows, sums):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _inner_product(x, y):  # type: ignore[no-untyped-def]
+def _inner_product(x: Row, y: Row) -> float:
     lanes = np.zeros(_LANES, np.float64)
     whole = x.size - x.size % _LANES
     for begin in range(0, whole, _LANES):
@@ -318,14 +328,14 @@ def _inner_product(x, y):  # type: ignore[no-untyped-def]
 
 
 @jit("void(float32[::1], float32[::1], float64[::1])")
-def _inner_products(x, y, sums):  # type: ignore[no-untyped-def]
+def _inner_products(x: Row, y: Row, sums: Sums) -> None:
     sums[0] = _inner_product(x, x)
     sums[1] = _inner_product(x, y)
     sums[2] = _inner_product(y, y)
 
 
 @jit("void(float32[:, ::1], float64[::1])")
-def _scale_rows(rows, factors):  # type: ignore[no-untyped-def]
+def _scale_rows(rows: Rows, factors: Sums) -> None:
     for i in range(rows.shape[0]):
         row, factor = rows[i], np.float32(factors[i])
         if factor != _ONE:

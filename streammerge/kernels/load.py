@@ -16,14 +16,14 @@ from .contract import Kernels
 
 def load_cpu(notify: Callable[[str], None] = lambda text: None) -> Kernels:
     """The Numba backend, compiled or from the cache. ``notify`` is told if it has to be compiled."""
-    from ..formats import jit
+    from ..formats.jit import CACHE
 
-    stamp = Path(jit.numba.config.CACHE_DIR) / f"compiled-{_fingerprint()}"
+    stamp = CACHE / f"compiled-{_fingerprint()}"
     if not stamp.exists():
         notify("compiling the kernels for this processor, once (some 10 seconds)")
         child = subprocess.run(
             [sys.executable, "-m", "streammerge.kernels.load"],
-            env={**os.environ, "STREAMMERGE_CACHE_DIR": str(jit.numba.config.CACHE_DIR)},
+            env={**os.environ, "STREAMMERGE_CACHE_DIR": str(CACHE)},
             capture_output=True,
         )
         if child.returncode == 0:

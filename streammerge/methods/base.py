@@ -185,7 +185,9 @@ class Method:
             if isinstance(value, tuple) and len(value) != agents:
                 raise RecipeError(f"{cls.name}: {name} has {len(value)} values for {agents} agents")
         if not cls.min_agents <= agents <= cls.max_agents:
-            wanted = str(cls.min_agents) if cls.min_agents == cls.max_agents else f"{cls.min_agents} to {cls.max_agents}"
+            wanted = (
+                str(cls.min_agents) if cls.min_agents == cls.max_agents else f"{cls.min_agents} to {cls.max_agents}"
+            )
             raise RecipeError(f"{cls.name}: takes {wanted} agents beside the base, {agents} given")
         names = {field.name.rstrip("_"): field.name for field in dataclasses.fields(cls)}
         return cls(**{names[name]: value for name, value in parsed.items()})

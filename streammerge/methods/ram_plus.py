@@ -39,7 +39,7 @@ def overlap_ratio(changed: int, unique: int) -> float:
 
 @dataclass(frozen=True)
 class RamPlus(Method):
-    """RAM that makes up for what averaging takes: the more an agent overlaps with others, the more its unique part grows.
+    """RAM that makes up for what averaging takes: the more an agent overlaps, the more its unique part grows.
 
     As ram, but the unique delta of agent i is multiplied by lambda_i = 1 + r * clip(rho_i, 0, alpha), where
     rho_i = shared_i / unique_i counts weights over the whole model. Two passes: count, then merge. The preset

@@ -35,7 +35,8 @@ class RamPlusTensorLocal(Method):
         """lambda_i in float32, step by step as mergekit rounds."""
         shared = (counts[:, 0] - counts[:, 1]).astype(np.float32)
         ratio = shared / np.maximum(counts[:, 1].astype(np.float32), np.float32(self.epsilon))
-        return np.float32(1) + np.float32(self.r) * np.clip(ratio, np.float32(0), np.float32(self.alpha))
+        clipped = np.clip(ratio, np.float32(0), np.float32(self.alpha))
+        return (np.float32(1) + np.float32(self.r) * clipped).astype(np.float32, copy=False)
 
     def blend(self, kernels: Kernels, block: Block, state: State) -> None:
         """See ``Method``."""

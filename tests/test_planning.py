@@ -1,0 +1,302 @@
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+import streammerge
+from streammerge.errors import BudgetError, FormatError, MismatchError, OutputError, RecipeError
+from streammerge.recipe import read_yaml
+from tests.conftest import save_floats, save_tensors
+
+
+def tensors_of(folder):
+    from safetensors.numpy import load_file
+
+    return dict(load_file(folder / "model.safetensors"))
+
+
+def change(folder, **edits):
+    """Rewrite a checkpoint with other tensors; None takes one out."""
+    arrays = {**tensors_of(folder), **{name.replace("__", "."): value for name, value in edits.items()}}
+    return save_floats(folder, {name: value for name, value in arrays.items() if value is not None})
+
+
+def test_a_plan_is_printable_data(tiny):
+    agents = [tiny / f"agent-{i}" for i in range(3)]
+    plan = streammerge.plan(tiny / "base", agents, tiny / "out", exclude=["norm"], max_ram="1G")
+    shown = json.loads(plan.to_json())
+    assert {tensor["action"] for tensor in shown["tensors"]} == {"merge", "copy"}
+    assert all(("norm" in t["name"]) == (t["action"] == "copy") for t in shown["tensors"])
+    assert shown["memory"]["projected"] <= shown["memory"]["allowed"] == 2**30
+    merged = sum(4 * np.prod(t["shape"]) * 2 for t in shown["tensors"] if t["action"] == "merge")
+    copied = sum(np.prod(t["shape"]) * 2 for t in shown["tensors"] if t["action"] == "copy")
+    assert shown["bytes_to_read"] == 2 * merged + copied
+    with pytest.raises(AttributeError):
+        plan.io = "mmap"
+    assert not (tiny / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("edits", "said"),
+    [
+        ({"norm": None}, "agent: tensor 'norm' of the base .*base is missing; .*--exclude '\\^norm\\$'"),
+        ({"extra": np.ones(3, "f4")}, "agent: tensor 'extra' is not in the base"),
+        ({"norm": np.ones(17, "f4")}, r"agent: tensor 'norm' has shape \[17\], the base .* has \[16\]"),
+        ({"a__weight": np.ones((9, 16), "f4")}, r"'a.weight' has shape \[9, 16\].*\[8, 16\] \(added tokens"),
+        ({"norm": np.ones(16, "f2")}, "agent: tensor 'norm' is F16, in the base .* it is F32; .*--mixed-dtypes"),
+    ],
+)
+def test_models_that_do_not_fit_are_named_with_the_tensor(pair, edits, said):
+    base, agent = pair
+    change(agent, **edits)
+    with pytest.raises(MismatchError, match=said):
+        streammerge.plan(base, [agent])
+
+
+def test_the_way_out_of_a_mismatch_works(pair):
+    base, agent = pair
+    change(agent, norm=None, extra=np.ones(3, "f4"))
+    plan = streammerge.plan(base, [agent], exclude=["^norm$", "^extra$"])
+    assert [job.action for job in plan.jobs] == ["merge", "copy"] or {j.name: j.action for j in plan.jobs} == {
+        "a.weight": "merge",
+        "norm": "copy",
+    }
+    assert any("left out, not in the base: extra" in notice for notice in plan.notices)
+    change(agent, norm=np.ones(16, "f2"), extra=None)
+    assert streammerge.plan(base, [agent], mixed_dtypes=True)
+
+
+def test_no_model_twice(pair, tmp_path):
+    base, agent = pair
+    (tmp_path / "link").symlink_to(agent)
+    with pytest.raises(MismatchError, match="agent 2, .*link, is the same model as agent 1"):
+        streammerge.plan(base, [agent, tmp_path / "link"])
+    with pytest.raises(MismatchError, match="agent 1, .*base, is the same model as the base"):
+        streammerge.plan(base, [base])
+    assert streammerge.plan(base, [base, agent], method="linear")
+
+
+@pytest.mark.parametrize(
+    ("change_config", "tensor", "said"),
+    [
+        ({"quantization_config": {"quant_method": "gptq"}}, None, r"is quantized \(gptq\)"),
+        ({}, "layer.qweight", "tensor 'layer.qweight' belongs to a quantized checkpoint"),
+    ],
+)
+def test_quantized_checkpoints_are_refused(pair, change_config, tensor, said):
+    base, agent = pair
+    if tensor:
+        save_tensors(agent / "model.safetensors", {tensor: ("U8", (4,), bytes(4))})
+    (agent / "config.json").write_text(json.dumps(change_config))
+    with pytest.raises(FormatError, match=f"agent.*{said}"):
+        streammerge.plan(base, [agent])
+
+
+def test_a_broken_config_is_named(pair):
+    base, agent = pair
+    (agent / "config.json").write_text("{")
+    with pytest.raises(FormatError, match="config.json: is not valid JSON"):
+        streammerge.plan(base, [agent])
+
+
+def head_models(tmp_path, tie, heads):
+    rng = np.random.default_rng(0)
+    embedding = rng.standard_normal((6, 4)).astype("f4")
+    made = []
+    for number, head in enumerate(heads):
+        arrays = {"model.embed_tokens.weight": embedding + np.float32(number)}
+        if head:
+            arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"]
+        made.append(save_floats(tmp_path / f"m{number}", arrays, {"tie_word_embeddings": tie}))
+    return made
+
+
+def test_a_tied_head_is_neither_invented_nor_lost(tmp_path):
+    base, agent = head_models(tmp_path, True, [False, False])
+    assert [job.name for job in streammerge.plan(base, [agent]).jobs] == ["model.embed_tokens.weight"]
+
+
+def test_a_head_on_one_side_only_is_explained(tmp_path):
+    base, agent = head_models(tmp_path, True, [False, True])
+    with pytest.raises(MismatchError, match="'lm_head.weight' is not in the base .*, where the head is tied"):
+        streammerge.plan(base, [agent])
+    base, agent = head_models(tmp_path, False, [True, False])
+    with pytest.raises(MismatchError, match="'lm_head.weight' .* is missing .the agent ties its head"):
+        streammerge.plan(base, [agent])
+
+
+def test_a_stored_tied_head_is_merged_but_counted_once(tmp_path):
+    base, agent = head_models(tmp_path, True, [True, True])
+    jobs = {job.name: job for job in streammerge.plan(base, [agent]).jobs}
+    assert {name: (job.action, job.counted) for name, job in jobs.items()} == {
+        "model.embed_tokens.weight": ("merge", True),
+        "lm_head.weight": ("merge", False),
+    }
+    base, agent = head_models(tmp_path, False, [True, True])
+    assert all(job.counted for job in streammerge.plan(base, [agent]).jobs)
+
+
+def test_integers_and_empty_tensors_are_copied(tmp_path):
+    for name in ("base", "agent"):
+        save_tensors(
+            tmp_path / name / "model.safetensors",
+            {"w": ("BF16", (2,), bytes(4)), "ids": ("I64", (2,), bytes(16)), "none": ("F32", (0, 3), b"")},
+        )
+    plan = streammerge.plan(tmp_path / "base", [tmp_path / "agent"], dtype="f32")
+    kinds = {job.name: (job.action, job.dtype) for job in plan.jobs}
+    assert kinds == {"w": ("merge", "F32"), "ids": ("copy", "I64"), "none": ("copy", "F32")}
+
+
+def test_the_output_may_not_touch_an_input(tiny, tmp_path):
+    base, agent = tiny / "base", tiny / "agent-0"
+    for target in (base, base / "out", tiny, base / "model.safetensors", tiny / "agent-0" / ".." / "base"):
+        with pytest.raises(OutputError, match="lies inside the other|is a file of the input"):
+            streammerge.plan(base, [agent], target)
+    (tmp_path / "link").symlink_to(base)
+    with pytest.raises(OutputError, match="choose another"):
+        streammerge.plan(base, [agent], tmp_path / "link")
+    with pytest.raises(OutputError, match="choose another"):
+        streammerge.plan(base / "model.safetensors", [agent], base / "model.safetensors", overwrite=True)
+
+
+def test_an_output_that_exists_is_kept(tiny, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert streammerge.plan(tiny / "base", [tiny / "agent-0"], tmp_path / "out")
+    (tmp_path / "out" / "mine").write_text("")
+    with pytest.raises(OutputError, match="exists already.*--overwrite"):
+        streammerge.plan(tiny / "base", [tiny / "agent-0"], tmp_path / "out")
+    assert streammerge.plan(tiny / "base", [tiny / "agent-0"], tmp_path / "out", overwrite=True)
+
+
+def test_no_space_is_known_before(tiny, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
+    with pytest.raises(OutputError, match="needs .* has 10 B free"):
+        streammerge.plan(tiny / "base", [tiny / "agent-0"], tmp_path / "out")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission_is_known_before(tiny, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="cannot be written|not a folder that can be written"):
+        streammerge.plan(tiny / "base", [tiny / "agent-0"], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"method": "rum"}, "unknown method 'rum'; known are ram"),
+        ({"parameters": {"epsilonn": 1}}, r"ram\+: unknown parameter 'epsilonn'; it has: r, alpha, epsilon"),
+        ({"parameters": {"r": "x"}}, "r='x' is not a number from 0"),
+        ({"parameters": {"r": -1}}, "r=-1 is out of range"),
+        ({"parameters": {"r": float("nan")}}, "out of range"),
+        ({"parameters": {"preset": "mine"}}, "unknown preset 'mine'; known: paper, authors"),
+        ({"method": "linear", "parameters": {"weight": "1,2"}}, "weight has 2 values for 1 agents"),
+        ({"method": "linear", "parameters": {"normalize": "maybe"}}, "normalize='maybe' is not true or false"),
+        ({"method": "dare_linear", "parameters": {"rescale": "l2"}}, "not one of l1, inverse_density, none"),
+        ({"method": "dare_linear", "parameters": {"seed": 1.5}}, "seed=1.5 is not an integer"),
+        ({"exclude": ["("]}, "is not a regular expression"),
+        ({"only": ["nothing"]}, "--only 'nothing' matches no tensor"),
+        ({"exclude": ["."]}, "nothing would be merged"),
+        ({"threads": 0}, "--threads must be at least 1"),
+        ({"dtype": "int4"}, "unknown dtype 'int4'"),
+        ({"max_ram": "lots"}, "is not a size"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tiny, options, said):
+    with pytest.raises(RecipeError, match=said):
+        streammerge.plan(tiny / "base", [tiny / "agent-0"], **options)
+
+
+def test_the_number_of_agents_has_limits(tiny):
+    agents = [tiny / f"agent-{i}" for i in range(2)]
+    with pytest.raises(RecipeError, match="slerp: takes 1 agents beside the base, 2 given"):
+        streammerge.plan(tiny / "base", agents, method="slerp")
+    with pytest.raises(RecipeError, match="no agents given"):
+        streammerge.plan(tiny / "base", [])
+    with pytest.raises(RecipeError, match="takes 1 to 32 agents"):
+        streammerge.plan(tiny / "base", [tiny / f"a{i}" for i in range(33)])
+
+
+def test_a_budget_that_cannot_be_met_is_refused_with_the_least_that_would_do(tiny):
+    agents = [tiny / f"agent-{i}" for i in range(3)]
+    with pytest.raises(BudgetError, match="at least") as caught:
+        streammerge.plan(tiny / "base", agents, max_ram="1M")
+    least = str(caught.value).rsplit(" ", 1)[1]
+    assert streammerge.plan(tiny / "base", agents, max_ram=least).memory.workers == 1
+
+
+def test_a_70b_plan_of_eight_agents_takes_seconds_and_no_disk(tmp_path):
+    import time
+
+    from bench.sample.generate import SHAPES, make_agent, make_base
+
+    base = make_base(tmp_path / "base", SHAPES["70b"], sparse=True, max_shard_bytes=5 * 10**9)
+    agents = [make_agent(tmp_path / f"a{i}", base, index=i, sparse=True) for i in range(8)]
+    streammerge.plan(base, agents[:1], max_ram="1G")  # what is compiled and imported once does not count
+    began = time.process_time()
+    plan = streammerge.plan(base, agents, max_ram="1G")
+    spent = time.process_time() - began
+    assert plan.bytes_to_write > 140 * 10**9
+    assert len(plan.files) > 20
+    assert plan.memory.projected <= 2**30
+    assert spent < 10  # 0.3 s here; a plan that reads weights would take minutes
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path, tiny):
+    from bench.sample.generate import SHAPES, make_agent, make_base
+
+    base = make_base(tmp_path / "base", SHAPES["70b"], sparse=True)
+    agents = [make_agent(tmp_path / f"a{i}", base, index=i, sparse=True) for i in range(3)]
+    for method in ("ram", "ram+", "linear"):
+        small = streammerge.plan(tiny / "base", [tiny / f"agent-{i}" for i in range(3)], method=method, max_ram="1G")
+        large = streammerge.plan(base, agents, method=method, max_ram="1G")
+        needed = [plan.memory.projected - plan.memory.reserved for plan in (small, large)]
+        assert needed[0] == needed[1]
+
+
+# --- recipes in mergekit's YAML ---
+
+
+def recipe(tmp_path, text):
+    (tmp_path / "recipe.yml").write_text(text)
+    return read_yaml(tmp_path / "recipe.yml")
+
+
+def test_mergekits_yaml_is_read_as_it_is(tmp_path):
+    fields = recipe(
+        tmp_path,
+        "merge_method: ties\nbase_model: b\ndtype: bfloat16\nparameters: {normalize: true, int8_mask: true}\n"
+        "models:\n  - model: b\n  - {model: x, parameters: {weight: 0.5, density: 0.3}}\n"
+        "  - {model: y, parameters: {weight: 1e-1, density: 1}}\n",
+    )
+    assert str(fields["base"]) == "b" and [str(a) for a in fields["agents"]] == ["x", "y"]
+    assert fields["method"] == "ties" and fields["dtype"] == "bfloat16"
+    assert fields["parameters"] == {"normalize": True, "weight": [0.5, "1e-1"], "density": [0.3, 1]}
+
+
+def test_linear_without_a_base_takes_the_first_models_names(tmp_path):
+    fields = recipe(tmp_path, "merge_method: linear\nmodels: [{model: x, parameters: {weight: 1}}, "
+                              "{model: y, parameters: {weight: 2}}]")
+    assert str(fields["base"]) == "x" and [str(a) for a in fields["agents"]] == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("merge_method: ram\nslices: []", "slices: not supported"),
+        ("merge_method: ram\nmodels: [x]", "each of models must be a mapping"),
+        ("merge_method: ram\nmodels: [{model: x, weight: 1}]", "each of models must be a mapping of model"),
+        ("models: []", "merge_method and a list of models are required"),
+        ("merge_method: nope\nmodels: [{model: x}]", "unknown method 'nope'"),
+        ("- 1", "must hold a mapping"),
+        ("a: [", "cannot be read as YAML"),
+        ("merge_method: ties\nmodels: [{model: x, parameters: {weight: [1, 2]}}]", "gradients and filters are not"),
+        ("merge_method: linear\nmodels: [{model: x, parameters: {weight: 1}}, {model: y}]", "for some of the models"),
+    ],
+)
+def test_what_a_recipe_cannot_say_yet_is_an_error(tmp_path, text, said):
+    with pytest.raises(RecipeError, match=said):
+        recipe(tmp_path, text)
