@@ -16,9 +16,7 @@ from .contract import IO, Bytes, Reader, TensorInfo
 from .dtypes import DTYPES
 from .errors import FormatError
 
-# Around a fault the kernel maps up to 64 KiB of neighbours that are in the page cache (Linux's
-# fault_around_bytes); rounding what is given back to the same grid leaves none of them behind.
-FAULT_AROUND = 64 * 1024
+WINDOW_GRAIN = mmap.ALLOCATIONGRANULARITY  # a mapping begins at a multiple of this
 
 
 def open_reader(files: Sequence[Path], io: IO) -> Reader:
@@ -75,61 +73,52 @@ class PositionalReader:
         self._descriptors.clear()
 
 
-class MapReader:
-    """Each file mapped once, read-only; ranges are views of the mapping until they are released."""
+class MapReader(PositionalReader):
+    """Each range mapped by itself, read-only, until it is released.
+
+    A mapping of the whole file would let the kernel map neighbours of a window (up to a huge page of them), and
+    nobody would give these back; a window's own mapping cannot grow.
+    """
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self._maps: dict[Path, mmap.mmap] = {}
-        self._views: dict[Path, Bytes] = {}
-        for file in files:
-            descriptor = _open(file)
-            try:
-                self._maps[file] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:
-                raise FormatError(f"{file}: cannot be mapped: {error}; try --io pread") from error
-            finally:
-                os.close(descriptor)
-            self._views[file] = np.frombuffer(self._maps[file], np.uint8)
+        super().__init__(files)
+        self._windows: dict[tuple[str, int, int], mmap.mmap] = {}
 
     def read(self, tensor: TensorInfo, start: int, stop: int, buffer: Bytes) -> Bytes:
         """See ``Reader``."""
+        if start == stop:
+            return buffer[:0]
         begin, end = tensor.offset + start, tensor.offset + stop
-        view = self._views[tensor.file]
-        if end > view.size:
-            raise FormatError(f"{tensor.file}: the file ends at byte {view.size}, inside tensor {tensor.name!r}")
+        first = begin // WINDOW_GRAIN * WINDOW_GRAIN
+        descriptor = self._descriptors[tensor.file]
+        size = os.fstat(descriptor).st_size
+        if end > size:
+            raise FormatError(
+                f"{tensor.file}: the file ends at byte {size}, inside tensor {tensor.name!r}; "
+                "it became shorter while it was read"
+            )
+        try:
+            window = mmap.mmap(descriptor, end - first, offset=first, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise FormatError(f"{tensor.file}: cannot be mapped: {error}; try --io pread") from error
+        self._windows[tensor.name, start, stop] = window
+        view = np.frombuffer(window, np.uint8)[begin - first :]
         if begin % DTYPES[tensor.dtype].itemsize == 0:
-            return view[begin:end]
+            return view
         aligned = buffer[: end - begin]  # compiled code wants aligned elements
-        aligned[:] = view[begin:end]
+        aligned[:] = view
         return aligned
 
-    def ahead(self, tensor: TensorInfo, start: int, stop: int) -> None:
-        """See ``Reader``."""
-        self._advise("MADV_WILLNEED", tensor, start, stop)
-
     def release(self, tensor: TensorInfo, start: int, stop: int) -> None:
-        """See ``Reader``."""
-        self._advise("MADV_DONTNEED", tensor, start, stop)
-
-    def _advise(self, name: str, tensor: TensorInfo, start: int, stop: int) -> None:
-        advice = getattr(mmap, name, None)
-        mapped = self._maps[tensor.file]
-        if advice is None or not hasattr(mapped, "madvise"):
-            return
-        begin = (tensor.offset + start) // FAULT_AROUND * FAULT_AROUND
-        end = min(-(-(tensor.offset + stop) // FAULT_AROUND) * FAULT_AROUND, len(mapped))
-        if end > begin:
-            mapped.madvise(advice, begin, end - begin)
+        """See ``Reader``: the pages go at once, the empty mapping when its last view does."""
+        window = self._windows.pop((tensor.name, start, stop), None)
+        if window is not None and hasattr(window, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+            window.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """See ``Reader``."""
-        self._views.clear()
-        for mapped in self._maps.values():
-            try:
-                mapped.close()
-            except BufferError:  # a view outlived an error; the mapping goes with it
-                continue
-        self._maps.clear()
+        self._windows.clear()
+        super().close()
 
 
 def _open(file: Path) -> int:

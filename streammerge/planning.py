@@ -18,7 +18,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .errors import MismatchError, OutputError, RecipeError
 from .formats.contract import OutputFile, OutputTensor, TensorInfo, total_bytes
 from .formats.dtypes import DTYPES
-from .formats.reading import FAULT_AROUND
+from .formats.reading import WINDOW_GRAIN
 from .formats.safetensors import SINGLE, index_json, layout
 from .kernels.contract import BLOCK
 from .methods import build_method
@@ -316,7 +316,7 @@ def _demand(
     edges = 0
     if mapped:  # the ends of a window are rounded out; tensors that are not aligned are copied as well
         models = (base, *agents)
-        edges = 2 * FAULT_AROUND * len(models)
+        edges = 2 * WINDOW_GRAIN * len(models)
         crooked = any(info.offset % DTYPES[info.dtype].itemsize for model in models for info in model.tensors.values())
         inputs *= 2 if crooked else 1
     return Demand(

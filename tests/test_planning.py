@@ -278,8 +278,10 @@ def test_mergekits_yaml_is_read_as_it_is(tmp_path):
 
 
 def test_linear_without_a_base_takes_the_first_models_names(tmp_path):
-    fields = recipe(tmp_path, "merge_method: linear\nmodels: [{model: x, parameters: {weight: 1}}, "
-                              "{model: y, parameters: {weight: 2}}]")
+    fields = recipe(
+        tmp_path,
+        "merge_method: linear\nmodels: [{model: x, parameters: {weight: 1}}, {model: y, parameters: {weight: 2}}]",
+    )
     assert str(fields["base"]) == "x" and [str(a) for a in fields["agents"]] == ["x", "y"]
 
 

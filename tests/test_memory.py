@@ -1,0 +1,105 @@
+"""The promise: the peak that the operating system measures stays at or under the budget, and under the projection."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from bench.sample.generate import SHAPES, Shape, make_agent, make_base
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs wait4 to ask the operating system")
+
+
+# A process starts its life with the memory of the one that forked it, and the system counts that peak, too:
+# so the merge is started by a small interpreter, not by the test process. It prints the peak after the report.
+_MEASURE = """
+import os, sys
+child = os.posix_spawn(sys.executable, [sys.executable, "-m", "streammerge", "merge", *sys.argv[1:]], os.environ)
+_, status, usage = os.wait4(child, 0)
+print(usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def merge_in_child(*arguments):
+    """Run the command line; returns its JSON report and the peak resident memory that the system counted."""
+    command = [sys.executable, "-S", "-c", _MEASURE, *map(str, arguments), "--json", "--quiet"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    report, _, peak = done.stdout.rstrip().rpartition("\n")
+    return json.loads(report), int(peak)
+
+
+def check_promise(report, peak):
+    memory = report["memory"]
+    assert peak <= memory["allowed"]
+    assert peak <= memory["projected"]
+    assert memory["reserved"] <= report["memory"]["peak"] <= peak
+    assert peak - memory["reserved"] > 0
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Few tensors, one of them far larger than the budget leaves room for: 64 M weights, 128 MB, three agents."""
+    folder = tmp_path_factory.mktemp("wide")
+    shape = Shape(layers=1, hidden=512, intermediate=1024, heads=8, kv_heads=8, vocab=125_000, tied=True)
+    base = make_base(folder / "base", shape)
+    for index in range(3):
+        make_agent(folder / f"agent-{index}", base, index=index)
+    return folder
+
+
+@pytest.mark.parametrize("io", ["pread", "mmap"])
+@pytest.mark.parametrize(
+    "method",
+    [["ram"], ["ram+"], ["ties", "-p", "density=0.2"], ["dare_linear", "-p", "density=0.5"]],
+    ids=lambda method: method[0],
+)
+def test_peak_is_within_256_megabytes(wide, tmp_path, method, io):
+    models = [wide / "base", *(wide / f"agent-{i}" for i in range(3))]
+    report, peak = merge_in_child(*models, "-o", tmp_path / "o", "--max-ram", "256M", "--io", io, "-m", *method)
+    check_promise(report, peak)
+
+
+def test_the_least_budget_does(wide, tmp_path):
+    models = [wide / "base", *(wide / f"agent-{i}" for i in range(3))]
+    report, _ = merge_in_child(*models, "-o", tmp_path / "o", "--max-ram", "1G")
+    least = report["memory"]["least"]
+    report, peak = merge_in_child(*models, "-o", tmp_path / "least", "--max-ram", str(least))
+    check_promise(report, peak)
+    assert (tmp_path / "o/model.safetensors").read_bytes() == (tmp_path / "least/model.safetensors").read_bytes()
+
+
+def test_sixteen_agents_fit_as_well(tmp_path):
+    shape = Shape(layers=2, hidden=256, intermediate=512, heads=8, kv_heads=8, vocab=16_000, tied=True)
+    base = make_base(tmp_path / "base", shape)
+    agents = [make_agent(tmp_path / f"a{index}", base, index=index) for index in range(16)]
+    report, peak = merge_in_child(base, *agents, "-o", tmp_path / "o", "--max-ram", "256M")
+    check_promise(report, peak)
+    assert len(report["agents"]) == 16
+
+
+def test_a_model_a_hundred_times_the_size_needs_no_more(wide, tiny, tmp_path):
+    peaks = []
+    for folder in (tiny, wide):
+        models = [folder / "base", *(folder / f"agent-{i}" for i in range(3))]
+        _, peak = merge_in_child(*models, "-o", tmp_path / folder.name, "--max-ram", "200M", "--threads", "1")
+        peaks.append(peak)
+    assert abs(peaks[1] - peaks[0]) < 48 << 20  # one worker's buffers, which a tiny model does not fill
+
+
+def test_float64_inputs_count_eight_bytes(tmp_path):
+    from tests.conftest import save_floats
+
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal(4_000_000)
+    save_floats(tmp_path / "base", {"w": weights})
+    save_floats(tmp_path / "agent", {"w": weights + 1e-3})
+    report, peak = merge_in_child(tmp_path / "base", tmp_path / "agent", "-o", tmp_path / "o", "--max-ram", "192M")
+    check_promise(report, peak)
+
+
+def test_shapes_of_the_sample_are_known():
+    assert {"tiny", "135m", "1.24b", "7b", "70b"} <= set(SHAPES)
