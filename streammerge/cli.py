@@ -164,15 +164,17 @@ def _stop_on_signals() -> threading.Event:
 
 def main() -> None:
     """Run the command line; every error of ours is one line and an exit code."""
-    from .formats.errors import StreammergeError
-
     try:
-        cli(prog_name="streammerge", standalone_mode=True)
-    except StreammergeError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(error.exit_code)
+        cli(prog_name="streammerge")
+    except BrokenPipeError:
+        sys.exit(1)
     except MemoryError:
         click.echo("Error: the system gave no more memory; give a smaller --max-ram", err=True)
         sys.exit(1)
-    except BrokenPipeError:
-        sys.exit(1)
+    except Exception as error:
+        from .errors import StreammergeError  # only now: it imports numpy
+
+        if not isinstance(error, StreammergeError):
+            raise
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)

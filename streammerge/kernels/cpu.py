@@ -20,15 +20,25 @@ Bits = NDArray[np.uint32]
 Word = np.uint64
 Words = NDArray[np.uint64]
 
-_TILE = 2048  # elements; three float32 tiles of scratch and the inputs' share of the first-level cache
+_TILE = 1024  # elements; three float32 tiles of scratch and the inputs' share of the first-level cache
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _LANES = 8
 
 
 @inline
-def _accumulate(base: Row, row: Row, epsilon: Scalar, scale: Scalar, total: Row, alone: Row, count: Row) -> int:
-    changed = 0
+def _accumulate(base: Row, row: Row, epsilon: Scalar, total: Row, count: Row) -> None:
+    for j in range(base.size):
+        delta = row[j] - base[j]
+        is_changed = abs(delta) > epsilon
+        total[j] += delta if is_changed else _ZERO
+        count[j] += _ONE if is_changed else _ZERO
+
+
+@inline
+def _accumulate_scaled(
+    base: Row, row: Row, epsilon: Scalar, scale: Scalar, total: Row, alone: Row, count: Row
+) -> None:
     for j in range(base.size):
         delta = row[j] - base[j]
         is_changed = abs(delta) > epsilon
@@ -36,26 +46,23 @@ def _accumulate(base: Row, row: Row, epsilon: Scalar, scale: Scalar, total: Row,
         total[j] += delta
         alone[j] += delta * scale
         count[j] += _ONE if is_changed else _ZERO
-        changed += is_changed
-    return changed
 
 
 @inline
-def _count(base: Row, row: Row, epsilon: Scalar, count: Row) -> int:
-    changed = 0
+def _count(base: Row, row: Row, epsilon: Scalar, count: Row) -> None:
+    for j in range(base.size):
+        count[j] += _ONE if abs(row[j] - base[j]) > epsilon else _ZERO
+
+
+@inline
+def _tally(base: Row, row: Row, epsilon: Scalar, count: Row) -> tuple[int, int]:
+    """Changed and unique elements of one agent, once ``count`` is complete."""
+    changed, unique = np.int32(0), np.int32(0)
     for j in range(base.size):
         is_changed = abs(row[j] - base[j]) > epsilon
-        count[j] += _ONE if is_changed else _ZERO
-        changed += is_changed
-    return changed
-
-
-@inline
-def _unique(base: Row, row: Row, epsilon: Scalar, count: Row) -> int:
-    unique = 0
-    for j in range(base.size):
-        unique += (abs(row[j] - base[j]) > epsilon) & (count[j] == _ONE)
-    return unique
+        changed = np.int32(changed + np.int32(is_changed))
+        unique = np.int32(unique + np.int32(is_changed & (count[j] == _ONE)))
+    return changed, unique
 
 
 @inline
@@ -81,6 +88,14 @@ def _finish_total(base: Row, total: Row, count: Row, out: Row) -> None:
         out[j] = merged if count[j] > _ZERO else base[j]
 
 
+@inline
+def _add_tallies(base: Row, agents: Rows, begin: int, epsilon: Scalar, count: Row, tally: Counts) -> None:
+    for i in range(agents.shape[0]):
+        changed, unique = _tally(base, agents[i, begin : begin + base.size], epsilon, count)
+        tally[i, 0] += changed
+        tally[i, 1] += unique
+
+
 @jit("void(float32[::1], float32[:, ::1], float32, int64[:, ::1])")
 def _count_changes(base: Row, agents: Rows, epsilon: Scalar, tally: Counts) -> None:
     count_tile = np.empty(_TILE, np.float32)
@@ -89,9 +104,8 @@ def _count_changes(base: Row, agents: Rows, epsilon: Scalar, tally: Counts) -> N
         b, count = base[begin:end], count_tile[: end - begin]
         count[:] = _ZERO
         for i in range(agents.shape[0]):
-            tally[i, 0] += _count(b, agents[i, begin:end], epsilon, count)
-        for i in range(agents.shape[0]):
-            tally[i, 1] += _unique(b, agents[i, begin:end], epsilon, count)
+            _count(b, agents[i, begin:end], epsilon, count)
+        _add_tallies(b, agents, begin, epsilon, count, tally)
 
 
 @jit("void(float32[::1], float32[:, ::1], float32, float32[::1], float32[::1], int64[:, ::1])")
@@ -99,18 +113,22 @@ def _ram(base: Row, agents: Rows, epsilon: Scalar, scales: Row, out: Row, tally:
     total_tile = np.empty(_TILE, np.float32)
     alone_tile = np.empty(_TILE, np.float32)
     count_tile = np.empty(_TILE, np.float32)
+    scaled = bool(np.any(scales != _ONE))  # a factor of 1 changes no bit: the unique delta is the total itself
     for begin in range(0, base.size, _TILE):
         end = min(base.size, begin + _TILE)
         n = end - begin
         b, total, alone, count = base[begin:end], total_tile[:n], alone_tile[:n], count_tile[:n]
         total[:] = _ZERO
-        alone[:] = _ZERO
         count[:] = _ZERO
-        for i in range(agents.shape[0]):
-            tally[i, 0] += _accumulate(b, agents[i, begin:end], epsilon, scales[i], total, alone, count)
-        for i in range(agents.shape[0]):
-            tally[i, 1] += _unique(b, agents[i, begin:end], epsilon, count)
-        _finish(b, total, alone, count, out[begin:end])
+        if scaled:
+            alone[:] = _ZERO
+            for i in range(agents.shape[0]):
+                _accumulate_scaled(b, agents[i, begin:end], epsilon, scales[i], total, alone, count)
+        else:
+            for i in range(agents.shape[0]):
+                _accumulate(b, agents[i, begin:end], epsilon, total, count)
+        _add_tallies(b, agents, begin, epsilon, count, tally)
+        _finish(b, total, alone if scaled else total, count, out[begin:end])
 
 
 @jit("void(float32[::1], float32[:, ::1], float32, float32[::1], float32[::1], int64[:, ::1])")
@@ -124,10 +142,10 @@ def _ram_divide_first(base: Row, agents: Rows, epsilon: Scalar, scales: Row, out
         total[:] = _ZERO
         count[:] = _ZERO
         for i in range(agents.shape[0]):
-            tally[i, 0] += _count(b, agents[i, begin:end], epsilon, count)
+            _count(b, agents[i, begin:end], epsilon, count)
         for i in range(agents.shape[0]):
-            tally[i, 1] += _unique(b, agents[i, begin:end], epsilon, count)
             _contribute(b, agents[i, begin:end], epsilon, scales[i], count, total)
+        _add_tallies(b, agents, begin, epsilon, count, tally)
         _finish_total(b, total, count, out[begin:end])
 
 
