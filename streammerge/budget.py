@@ -1,6 +1,6 @@
 """The memory promise: *allowed*, *reserved*, *projected*, *peak* (see docs/design.md).
 
-    projected = reserved + fixed + workers x per_worker                              <= allowed
+    projected = reserved + fixed + tensor x (workers + 1) + workers x per_worker     <= allowed
     per_worker(chunk) = chunk x (input bytes of base and agents + output bytes)
                         + BLOCK x 4 x (agents + 2) + counters + 512 KiB
 
@@ -68,7 +68,7 @@ class Demand:
     output: int  # for each element
     floats: int  # for each element of a block: base, agents and result in float32
     worker: int  # for each worker: counters of the measure passes
-    shared: int  # once: sums and counters of the tensors in flight
+    tensor: int  # for each tensor in flight, one more than workers: its sums and counters
 
     def per_worker(self, chunk: int) -> int:
         """Bytes of one worker that carries chunks of this many elements."""
@@ -90,19 +90,21 @@ class Memory:
 def fit(demand: Demand, *, allowed: int, reserved: int, threads: int) -> Memory:
     """As many workers as asked, with chunks as large as the budget lets them be: first smaller chunks, then
     fewer workers. Raises BudgetError naming the least budget that would do."""
-    fixed = reserved + _FIXED + demand.shared
-    least = -(-(fixed + demand.per_worker(BLOCK)) // (4 * MIB)) * 4 * MIB  # rounded up: reserved varies a little
-    if fixed + demand.per_worker(BLOCK) > allowed:
+    fixed = reserved + _FIXED + demand.tensor
+    smallest = fixed + demand.tensor + demand.per_worker(BLOCK)
+    least = -(-smallest // (4 * MIB)) * 4 * MIB  # rounded up: reserved varies a little
+    if smallest > allowed:
         raise BudgetError(
             f"--max-ram {format_size(allowed)} is too small for this merge: it needs at least {format_size(least)} "
             f"({format_size(reserved)} reserved by the process, the rest for one worker); try --max-ram {least // MIB}M"
         )
     for workers in range(threads, 0, -1):
-        blocks = ((allowed - fixed) // workers - demand.per_worker(0)) // (BLOCK * (demand.inputs + demand.output))
+        room = (allowed - fixed) // workers - demand.tensor - demand.per_worker(0)
+        blocks = room // (BLOCK * (demand.inputs + demand.output))
         if blocks >= 1:
             break
     chunk = min(blocks * BLOCK, _LARGEST_CHUNK)
-    projected = fixed + workers * demand.per_worker(chunk)
+    projected = fixed + workers * (demand.tensor + demand.per_worker(chunk))
     return Memory(allowed, reserved, projected, least, workers, chunk)
 
 

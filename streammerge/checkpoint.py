@@ -70,12 +70,13 @@ class Checkpoint:
         """Whether a tensor of this name is a language-model head."""
         return name.endswith(_HEADS)
 
-    def is_tied_head(self, name: str) -> bool:
-        """Whether a tensor is a stored head of the same shape as a stored embedding."""
-        head = self.tensors[name]
-        return self.is_head(name) and any(
-            other.endswith("embed_tokens.weight") and info.shape == head.shape for other, info in self.tensors.items()
-        )
+    def embedding_of(self, name: str) -> str | None:
+        """The stored embedding whose weights this tensor repeats: it is a head, and the config ties the two."""
+        if not (self.ties_embeddings and self.is_head(name)):
+            return None
+        shape = self.tensors[name].shape
+        tied = (n for n, info in self.tensors.items() if n.endswith("embed_tokens.weight") and info.shape == shape)
+        return next(tied, None)
 
     def other_files(self) -> Iterator[Path]:
         """Every file beside the weights, relative to the folder: tokenizer, config, templates, licence."""

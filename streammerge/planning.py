@@ -139,7 +139,7 @@ def make_plan(recipe: Recipe, *, reserved: int | None = None) -> Plan:
     io: Literal["mmap", "pread"] = "mmap" if recipe.io == "mmap" else "pread"
     threads = recipe.threads or _processors()
     memory = budget.fit(
-        _demand(method, base, agents, jobs, threads, mapped=io == "mmap"),
+        _demand(method, base, agents, jobs, mapped=io == "mmap"),
         allowed=recipe.max_ram or budget.default_allowed(),
         reserved=budget.peak() if reserved is None else reserved,
         threads=threads,
@@ -170,9 +170,9 @@ def _check_distinct(base: Checkpoint, agents: Sequence[Checkpoint], method: Meth
 def _plan_jobs(
     recipe: Recipe, base: Checkpoint, agents: Sequence[Checkpoint]
 ) -> tuple[tuple[TensorJob, ...], tuple[str, ...]]:
-    excluded = _Selection(recipe, base)
-    jobs = tuple(_job(recipe, base, agents, info, excluded.reason(info.name)) for info in base.tensors.values())
-    notices = [_check_extra(base, agent, excluded) for agent in agents]
+    selection = _Selection(recipe, base)
+    jobs = tuple(_job(recipe, base, agents, info, selection) for info in base.tensors.values())
+    notices = [_check_extra(base, agent, selection) for agent in agents]
     if not any(job.action == "merge" for job in jobs):
         raise RecipeError("nothing would be merged: --only and --exclude leave no floating-point tensor")
     return jobs, tuple(notice for notice in notices if notice)
@@ -200,8 +200,9 @@ class _Selection:
 
 
 def _job(
-    recipe: Recipe, base: Checkpoint, agents: Sequence[Checkpoint], info: TensorInfo, reason: str | None
+    recipe: Recipe, base: Checkpoint, agents: Sequence[Checkpoint], info: TensorInfo, selection: "_Selection"
 ) -> TensorJob:
+    reason = selection.reason(info.name)
     floating = DTYPES[info.dtype].floating
     dtype = recipe.dtype if recipe.dtype is not None and floating else info.dtype
     if reason is None and not floating:
@@ -211,7 +212,8 @@ def _job(
         return TensorJob(info.name, info.shape, info.dtype, dtype, action, reason or "has no elements")
     for agent in agents:
         _check_same(recipe, base, agent, info)
-    counted = not (base.ties_embeddings and base.is_tied_head(info.name))
+    embedding = base.embedding_of(info.name)  # counted already, if it is merged
+    counted = embedding is None or selection.reason(embedding) is not None
     return TensorJob(info.name, info.shape, info.dtype, dtype, "merge", "in base and every agent", counted)
 
 
@@ -300,7 +302,6 @@ def _demand(
     base: Checkpoint,
     agents: Sequence[Checkpoint],
     jobs: Sequence[TensorJob],
-    threads: int,
     *,
     mapped: bool,
 ) -> Demand:
@@ -311,7 +312,6 @@ def _demand(
         size = 8 * prod(measure.shape(len(agents)))
         counters = max(counters, size) if measure.kind == "counts" else counters
         rows = max(rows, size * blocks) if measure.kind != "counts" else rows
-    in_flight = threads + 1
     inputs = sum(input_widths(base, agents, jobs))
     edges = 0
     if mapped:  # the ends of a window are rounded out; tensors that are not aligned are copied as well
@@ -324,7 +324,7 @@ def _demand(
         output=output_width(jobs),
         floats=4 * (len(agents) + 2),
         worker=counters + edges,
-        shared=(2 * counters + 3 * rows) * in_flight,
+        tensor=2 * counters + 3 * rows,
     )
 
 

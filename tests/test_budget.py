@@ -53,7 +53,7 @@ demands = st.builds(
     output=st.integers(1, 8),
     floats=st.integers(12, 4 * 34),
     worker=st.integers(0, 64 * MIB),
-    shared=st.integers(0, 64 * MIB),
+    tensor=st.integers(0, 64 * MIB),
 )
 
 
@@ -72,7 +72,7 @@ def test_what_is_projected_never_exceeds_what_is_allowed(demand, reserved, threa
 
 
 def test_too_small_a_budget_names_the_least_one():
-    demand = Demand(inputs=8, output=2, floats=20, worker=0, shared=0)
+    demand = Demand(inputs=8, output=2, floats=20, worker=0, tensor=0)
     with pytest.raises(BudgetError, match=r"too small.*at least \d+ MiB.*try --max-ram \d+M") as caught:
         fit(demand, allowed=10 * MIB, reserved=150 * MIB, threads=2)
     assert caught.value.exit_code == 3

@@ -60,7 +60,7 @@ class Kernels(Protocol):
         ...
 
     def subtract_base(self, base: Array, agents: Array) -> None:
-        """x[i] -= base, in place: agents become deltas."""
+        """x[i] -= base, in place: agents become deltas; 0 where the bits are equal (so also for equal infinities)."""
         ...
 
     def add_to_base(self, base: Array, merged: Array, out: Array) -> None:
@@ -68,7 +68,8 @@ class Kernels(Protocol):
         ...
 
     def weighted_sum(self, rows: Array, weights: Array, factor: Scalar, divisor: Scalar, out: Array) -> None:
-        """out = (((rows[0] * w[0] + rows[1] * w[1]) + ...) / divisor) * factor; a divisor or factor of 1 is skipped."""
+        """out = ((((0 + rows[0] * w[0]) + rows[1] * w[1]) + ...) / divisor) * factor; a divisor or factor of 1 is
+        skipped."""
         ...
 
     def combine(self, base: Array, row: Array, a: Scalar, b: Scalar, out: Array) -> None:
@@ -76,7 +77,7 @@ class Kernels(Protocol):
         ...
 
     def keep_unchanged(self, base: Array, agents: Array, out: Array) -> None:
-        """out = base, bit for bit, where every agent equals the base."""
+        """out = base where every agent has the base's bits."""
         ...
 
     def sign_consensus(self, deltas: Array, weights: Array, normalize: bool, factor: Scalar, out: Array) -> None:

@@ -36,9 +36,7 @@ def _accumulate(base: Row, row: Row, epsilon: Scalar, total: Row, count: Row) ->
 
 
 @inline
-def _accumulate_scaled(
-    base: Row, row: Row, epsilon: Scalar, scale: Scalar, total: Row, alone: Row, count: Row
-) -> None:
+def _accumulate_scaled(base: Row, row: Row, epsilon: Scalar, scale: Scalar, total: Row, alone: Row, count: Row) -> None:
     for j in range(base.size):
         delta = row[j] - base[j]
         is_changed = abs(delta) > epsilon
@@ -151,10 +149,12 @@ def _ram_divide_first(base: Row, agents: Rows, epsilon: Scalar, scales: Row, out
 
 @jit("void(float32[::1], float32[:, ::1])")
 def _subtract_base(base: Row, agents: Rows) -> None:
+    base_bits, bits = base.view(np.uint32), agents.view(np.uint32)
     for i in range(agents.shape[0]):
-        row = agents[i]
+        row, row_bits = agents[i], bits[i]
         for j in range(base.size):
-            row[j] -= base[j]
+            delta = row[j] - base[j]
+            row[j] = _ZERO if row_bits[j] == base_bits[j] else delta
 
 
 @jit("void(float32[::1], float32[::1], float32[::1])")
@@ -187,16 +187,17 @@ def _combine(base: Row, row: Row, a: Scalar, b: Scalar, out: Row) -> None:
 
 @jit("void(float32[::1], float32[:, ::1], float32[::1])")
 def _keep_unchanged(base: Row, agents: Rows, out: Row) -> None:
+    base_bits, bits, out_bits = base.view(np.uint32), agents.view(np.uint32), out.view(np.uint32)
     for begin in range(0, base.size, _TILE):
         end = min(base.size, begin + _TILE)
-        b, o = base[begin:end], out[begin:end]
-        differs = np.zeros(end - begin, np.float32)
+        b, o = base_bits[begin:end], out_bits[begin:end]
+        differs = np.zeros(end - begin, np.uint32)
         for i in range(agents.shape[0]):
-            row = agents[i, begin:end]
+            row = bits[i, begin:end]
             for j in range(b.size):
-                differs[j] += _ONE if row[j] != b[j] else _ZERO
+                differs[j] |= row[j] ^ b[j]
         for j in range(b.size):
-            o[j] = b[j] if differs[j] == _ZERO else o[j]
+            o[j] = b[j] if differs[j] == 0 else o[j]
 
 
 @jit("void(float32[:, ::1], float32[::1], boolean, float32, float32[::1])")

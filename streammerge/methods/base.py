@@ -19,6 +19,8 @@ from ..kernels.contract import Block, Kernels
 State = Any  # what a method has learned from its measure passes: its own business
 PerAgent = float | tuple[float, ...]
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True, slots=True)
 class Extent:
@@ -100,7 +102,7 @@ class Parameter:
     def _in_range(self, number: float) -> bool:
         above = self.low is None or number >= self.low
         below = self.high is None or number <= self.high
-        return bool(np.isfinite(number)) and above and below
+        return abs(number) <= (2**63 if self.kind == "int" else _FLOAT32_MAX) and above and below
 
     def _wanted(self) -> str:
         if self.choices:

@@ -98,7 +98,8 @@ class DareLinear(Method):
             kernels.scale_rows(block.agents, state)
         elif self.rescale == "inverse_density":
             density = np.broadcast_to(np.asarray(self.density, np.float64), agents)
-            kernels.scale_rows(block.agents, np.divide(1, density, out=np.ones(agents), where=density > 0))
+            # below 1e-30 nothing is kept, and the factor would be infinite in float32
+            kernels.scale_rows(block.agents, np.divide(1, density, out=np.ones(agents), where=density > 1e-30))
         weights = for_agents(self.weight, agents)
         kernels.weighted_sum(block.agents, weights, self.lambda_, delta_divisor(weights, self.normalize), block.out)
         kernels.add_to_base(block.base, block.out, block.out)

@@ -34,7 +34,9 @@ class RamPlusTensorLocal(Method):
     def scales(self, counts: NDArray[np.int64]) -> NDArray[np.float32]:
         """lambda_i in float32, step by step as mergekit rounds."""
         shared = (counts[:, 0] - counts[:, 1]).astype(np.float32)
-        ratio = shared / np.maximum(counts[:, 1].astype(np.float32), np.float32(self.epsilon))
+        unique = np.maximum(counts[:, 1].astype(np.float32), np.float32(self.epsilon))
+        nothing = np.where(shared > 0, np.float32(np.inf), np.float32(0))  # epsilon may be 0
+        ratio = np.divide(shared, unique, out=nothing, where=unique > 0)
         clipped = np.clip(ratio, np.float32(0), np.float32(self.alpha))
         return (np.float32(1) + np.float32(self.r) * clipped).astype(np.float32, copy=False)
 

@@ -58,7 +58,7 @@ class Slerp(Method):
         """See ``Method``."""
         cosine, t = float(state), self.t
         if abs(cosine) > _COLINEAR:
-            kernels.combine(block.base, block.agents[0], np.float32(1 - t), np.float32(t), block.out)
+            kernels.combine(block.base, block.agents[0], np.float32(1) - np.float32(t), np.float32(t), block.out)
             kernels.keep_unchanged(block.base, block.agents, block.out)
             return
         angle = acos(cosine)

@@ -154,7 +154,7 @@ def test_the_layout_is_what_the_reference_library_reads(tmp_path):
     arrays = {
         "half": rng.standard_normal((3, 5)).astype("f2"),
         "double": rng.standard_normal(7),
-        "größe/\"quoted\"": rng.standard_normal((2, 2)).astype("f4"),
+        'größe/"quoted"': rng.standard_normal((2, 2)).astype("f4"),
         "scalar": np.float32(3).reshape(()),
         "empty": np.zeros((0, 4), "f4"),
         "flag": np.array([True, False, True]),
