@@ -106,8 +106,64 @@ def _count_changes(base: Row, agents: Rows, epsilon: Scalar, tally: Counts) -> N
         _add_tallies(b, agents, begin, epsilon, count, tally)
 
 
+@inline
+def _row_or_base(base: Row, agents: Rows, i: int) -> Row:
+    """Agent i, or the base in its place where there is none: it changes nothing."""
+    return agents[i] if i < agents.shape[0] else base
+
+
+@inline
+def _ram_of_four(base: Row, agents: Rows, epsilon: Scalar, scales: Row, out: Row) -> NDArray[np.int32]:
+    """RAM of at most four agents with every intermediate in registers; returns their changed and unique counts."""
+    x0, x1, x2, x3 = (
+        agents[0],
+        _row_or_base(base, agents, 1),
+        _row_or_base(base, agents, 2),
+        _row_or_base(base, agents, 3),
+    )
+    f0, f1, f2, f3 = scales[0], scales[1], scales[2], scales[3]
+    changed_0 = changed_1 = changed_2 = changed_3 = np.int32(0)
+    unique_0 = unique_1 = unique_2 = unique_3 = np.int32(0)
+    for j in range(base.size):
+        b = base[j]
+        d0, d1, d2, d3 = x0[j] - b, x1[j] - b, x2[j] - b, x3[j] - b
+        is_0, is_1, is_2, is_3 = abs(d0) > epsilon, abs(d1) > epsilon, abs(d2) > epsilon, abs(d3) > epsilon
+        d0 = d0 if is_0 else _ZERO
+        d1 = d1 if is_1 else _ZERO
+        d2 = d2 if is_2 else _ZERO
+        d3 = d3 if is_3 else _ZERO
+        count = (
+            ((_ONE if is_0 else _ZERO) + (_ONE if is_1 else _ZERO))
+            + ((_ONE if is_2 else _ZERO) + (_ONE if is_3 else _ZERO))
+        )  # fmt: skip
+        total = ((d0 + d1) + d2) + d3
+        alone = ((d0 * f0 + d1 * f1) + d2 * f2) + d3 * f3
+        is_alone = count == _ONE
+        merged = b + (alone if is_alone else total / count)
+        out[j] = merged if count > _ZERO else b
+        changed_0 = np.int32(changed_0 + np.int32(is_0))
+        changed_1 = np.int32(changed_1 + np.int32(is_1))
+        changed_2 = np.int32(changed_2 + np.int32(is_2))
+        changed_3 = np.int32(changed_3 + np.int32(is_3))
+        unique_0 = np.int32(unique_0 + np.int32(is_0 & is_alone))
+        unique_1 = np.int32(unique_1 + np.int32(is_1 & is_alone))
+        unique_2 = np.int32(unique_2 + np.int32(is_2 & is_alone))
+        unique_3 = np.int32(unique_3 + np.int32(is_3 & is_alone))
+    return np.array(
+        [changed_0, unique_0, changed_1, unique_1, changed_2, unique_2, changed_3, unique_3], np.int32
+    ).reshape(4, 2)
+
+
 @jit("void(float32[::1], float32[:, ::1], float32, float32[::1], float32[::1], int64[:, ::1])")
 def _ram(base: Row, agents: Rows, epsilon: Scalar, scales: Row, out: Row, tally: Counts) -> None:
+    if agents.shape[0] <= 4:  # the usual case, at twice the speed
+        four_scales = np.ones(4, np.float32)
+        four_scales[: scales.size] = scales
+        found = _ram_of_four(base, agents, epsilon, four_scales, out)
+        for i in range(agents.shape[0]):
+            tally[i, 0] += found[i, 0]
+            tally[i, 1] += found[i, 1]
+        return
     total_tile = np.empty(_TILE, np.float32)
     alone_tile = np.empty(_TILE, np.float32)
     count_tile = np.empty(_TILE, np.float32)
