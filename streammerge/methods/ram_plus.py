@@ -38,7 +38,22 @@ def overlap_ratio(changed: int, unique: int) -> float:
 
 
 @dataclass(frozen=True)
-class RamPlus(Method):
+class OverlapScaled(Method):
+    """What the variants of RAM+ share: their parameters, and the pass that counts."""
+
+    tallies = True
+
+    r: float = parameter(0.1, "how strongly the overlap ratio rescales the unique part", low=0)
+    alpha: float = parameter(0.2, "the overlap ratio is clipped to at most this", low=0)
+    epsilon: float = parameter(1e-5, "a weight counts as changed if |agent - base| exceeds this", low=0)
+
+    def measures(self) -> tuple[Measure, ...]:
+        """One pass."""
+        return (CountChanges(self.epsilon),)
+
+
+@dataclass(frozen=True)
+class RamPlus(OverlapScaled):
     """RAM that makes up for what averaging takes: the more an agent overlaps, the more its unique part grows.
 
     As ram, but the unique delta of agent i is multiplied by lambda_i = 1 + r * clip(rho_i, 0, alpha), where
@@ -53,15 +68,6 @@ class RamPlus(Method):
     paper = "arXiv:2601.13572"
     presets = {"paper": {"r": 0.1, "alpha": 0.2}, "authors": {"r": 0.05, "alpha": 1.0}}
     scope = "model"
-    tallies = True
-
-    r: float = parameter(0.1, "how strongly the overlap ratio rescales the unique part", low=0)
-    alpha: float = parameter(0.2, "the overlap ratio is clipped to at most this", low=0)
-    epsilon: float = parameter(1e-5, "a weight counts as changed if |agent - base| exceeds this", low=0)
-
-    def measures(self) -> tuple[Measure, ...]:
-        """One pass over the whole model."""
-        return (CountChanges(self.epsilon),)
 
     def scales(self, counts: NDArray[np.int64]) -> NDArray[np.float32]:
         """lambda_i for counts (agents, 2) of changed and unique weights: float64, then rounded to float32."""

@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.contract import Block, Kernels
-from .base import Measure, Method, State, parameter
-from .ram_plus import CountChanges
+from .base import State
+from .ram_plus import OverlapScaled
 
 
 @dataclass(frozen=True)
-class RamPlusTensorLocal(Method):
+class RamPlusTensorLocal(OverlapScaled):
     """RAM+ whose overlap ratio is taken in each tensor by itself: mergekit's ramplus_tl, to the bit in float32.
 
     rho_i = shared_i / max(unique_i, epsilon) in float32, lambda_i = 1 + r * clip(rho_i, 0, alpha); shared deltas are
@@ -21,15 +21,6 @@ class RamPlusTensorLocal(Method):
     name = "ramplus_tl"
     title = "RAM+ with tensor-local ratios"
     paper = "mergekit 0.1.5, after arXiv:2601.13572"
-    tallies = True
-
-    r: float = parameter(0.1, "how strongly the overlap ratio rescales the unique part", low=0)
-    alpha: float = parameter(0.2, "the overlap ratio is clipped to at most this", low=0)
-    epsilon: float = parameter(1e-5, "a weight counts as changed if |agent - base| exceeds this", low=0)
-
-    def measures(self) -> tuple[Measure, ...]:
-        """One pass over the tensor."""
-        return (CountChanges(self.epsilon),)
 
     def scales(self, counts: NDArray[np.int64]) -> NDArray[np.float32]:
         """lambda_i in float32, step by step as mergekit rounds."""

@@ -1,0 +1,147 @@
+"""Which chunk is next: hands chunks to workers, puts together what they measured, concludes passes.
+
+Chunks go out in the order of the bytes on disk, a tensor's next pass before a new tensor, so that it finds its
+pages warm. What blocks measured is added up so that neither the order nor the chunk can change a bit.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .kernels.contract import BLOCK
+from .methods.base import Extent, Measure, State
+from .planning import Plan, TensorJob
+
+
+@dataclass
+class Running:
+    """One job on its way through its passes."""
+
+    job: TensorJob
+    passes: Sequence[Measure | None]  # None is the blend
+    state: State
+    position: int = 0
+    left: int = 0
+    measured: NDArray[Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One chunk of one pass: elements ``start`` to ``stop`` of the job's tensor."""
+
+    running: Running
+    start: int
+    stop: int
+
+
+class Schedule:
+    """Hands out chunks to workers and concludes passes. Thread-safe."""
+
+    def __init__(self, plan: Plan, jobs: Sequence[Running]) -> None:
+        self._plan = plan
+        self._waiting = deque(jobs)
+        self._ready: deque[Task] = deque()
+        self._unfinished = 0
+        self._condition = threading.Condition()
+        self.stopped = False
+
+    def take(self) -> Task | None:
+        """The next chunk, or None when there will be no more."""
+        with self._condition:
+            while not self.stopped:
+                if self._ready:
+                    return self._ready.popleft()
+                if self._waiting:
+                    self._begin(self._waiting.popleft())
+                elif self._unfinished == 0:
+                    return None
+                else:
+                    self._condition.wait()
+            return None
+
+    def peek(self) -> Task | None:
+        """The chunk that will be taken next, if it is known: for reading ahead."""
+        with self._condition:
+            if self._ready:
+                return self._ready[0]
+            if self._waiting and (chunks := self._plan.chunks(self._waiting[0].job)):
+                return Task(self._waiting[0], *chunks[0])
+            return None
+
+    def done(self, task: Task, numbers: NDArray[Any] | None) -> None:
+        """A chunk is finished; ``numbers`` is what it measured."""
+        running = task.running
+        with self._condition:
+            if numbers is not None:
+                self._collect(task, numbers)
+            running.left -= 1
+            if running.left == 0:
+                self._conclude(running)
+            self._condition.notify_all()
+
+    def stop(self) -> None:
+        """Hand out nothing more."""
+        with self._condition:
+            self.stopped = True
+            self._condition.notify_all()
+
+    def _begin(self, running: Running) -> None:
+        """Put the chunks of a job's present pass at the front."""
+        chunks = self._plan.chunks(running.job)
+        if not chunks:
+            return
+        if running.position == 0 and running.left == 0:
+            self._unfinished += 1
+        running.left = len(chunks)
+        measure = running.passes[running.position]
+        if measure is not None:
+            running.measured = storage(measure, running.job.elements, len(self._plan.agents))
+        self._ready.extendleft(Task(running, start, stop) for start, stop in reversed(chunks))
+
+    def _collect(self, task: Task, numbers: NDArray[Any]) -> None:
+        measured, measure = task.running.measured, task.running.passes[task.running.position]
+        assert measured is not None and measure is not None
+        if measure.kind == "counts":
+            measured += numbers
+        else:
+            first = task.start // BLOCK
+            measured[first : first + len(numbers)] = numbers
+
+    def _conclude(self, running: Running) -> None:
+        measure = running.passes[running.position]
+        if measure is not None:
+            assert running.measured is not None
+            running.measured = _add_up(measure, running.measured)
+            if self._plan.method.scope == "tensor":
+                extent = Extent(running.job.name, running.job.elements, len(self._plan.agents))
+                running.state = measure.conclude(running.state, running.measured, extent)
+        following = running.position + 1
+        while following < len(running.passes) and not _needed(running.passes[following], running.state):
+            following += 1
+        running.position = following
+        if following < len(running.passes):
+            self._begin(running)
+        else:
+            self._unfinished -= 1
+
+
+def _needed(step: Measure | None, state: State) -> bool:
+    return step is None or step.needed(state)
+
+
+def storage(measure: Measure, elements: int, agents: int) -> NDArray[Any]:
+    """Zeros for what a pass measures in so many elements: one array of counts, or a row for each block."""
+    shape = measure.shape(agents)
+    if measure.kind == "counts":
+        return np.zeros(shape, np.int64)
+    return np.zeros((-(-elements // BLOCK), *shape), np.float64 if measure.kind == "sums" else np.int64)
+
+
+def _add_up(measure: Measure, measured: NDArray[Any]) -> NDArray[Any]:
+    """Float sums of the blocks in index order; counts and rows of blocks as they are."""
+    return np.add.accumulate(measured, axis=0)[-1] if measure.kind == "sums" else measured

@@ -1,0 +1,182 @@
+"""One worker: carries chunks from read to write, in buffers that are allocated once."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import NonFiniteError
+from .formats import codecs
+from .formats.contract import Bytes, Reader, Sink
+from .formats.dtypes import DTYPES
+from .kernels.contract import BLOCK, Block, Kernels
+from .methods.base import State
+from .planning import Plan, TensorJob, input_widths, output_width
+from .schedule import Task, storage
+
+Floats = NDArray[np.float32]
+
+
+@dataclass
+class Outcome:
+    """What a run found out. ``tally`` (agents, 2): changed and unique weights of the counted tensors."""
+
+    tally: NDArray[np.int64]
+    state: State = None
+    bytes_read: int = 0
+    bytes_written: int = 0
+    non_finite_inputs: int = 0
+    non_finite_outputs: int = 0
+    waiting: float = 0.0  # seconds that workers spent in reading and writing, together
+    computing: float = 0.0  # seconds that they spent in kernels, together
+
+
+class Worker:
+    """Carries chunks from read to write. All memory it will use is allocated here."""
+
+    def __init__(self, plan: Plan, kernels: Kernels, readers: Sequence[Reader], sink: Sink) -> None:
+        self._plan = plan
+        self._kernels = kernels
+        self._readers = readers
+        self._sink = sink
+        self._models = (plan.base, *plan.agents)
+        chunk = plan.memory.chunk
+        self._raw = [np.empty(chunk * width, np.uint8) for width in input_widths(plan.base, plan.agents, plan.jobs)]
+        self._packed = np.empty(chunk * output_width(plan.jobs), np.uint8)
+        self._base = np.empty(BLOCK, np.float32)
+        self._agents = np.empty(len(plan.agents) * BLOCK, np.float32)
+        self._out = np.empty(BLOCK, np.float32)
+        self.outcome = Outcome(np.zeros((len(plan.agents), 2), np.int64))
+        self._unused = np.zeros_like(self.outcome.tally)
+
+    def carry(self, task: Task) -> NDArray[Any] | None:
+        """Take one chunk from read to write; returns what a measure pass found."""
+        job = task.running.job
+        if job.action == "merge":
+            return self._merge(task)
+        self._copy(job, task.start, task.stop)
+        return None
+
+    def _read(self, model: int, name: str, start: int, stop: int) -> Bytes:
+        began = time.perf_counter()
+        info = self._models[model].tensors[name]
+        width = DTYPES[info.dtype].itemsize
+        raw = self._readers[model].read(info, start * width, stop * width, self._raw[model])
+        self.outcome.bytes_read += len(raw)
+        self.outcome.waiting += time.perf_counter() - began
+        return raw
+
+    def _write(self, job: TensorJob, start: int, data: Bytes) -> None:
+        began = time.perf_counter()
+        self._sink.write(job.name, start * DTYPES[job.dtype].itemsize, data)
+        self.outcome.bytes_written += len(data)
+        self.outcome.waiting += time.perf_counter() - began
+
+    def _release(self, models: int, name: str, start: int, stop: int) -> None:
+        for model in range(models):
+            info = self._models[model].tensors[name]
+            width = DTYPES[info.dtype].itemsize
+            self._readers[model].release(info, start * width, stop * width)
+
+    def _merge(self, task: Task) -> NDArray[Any] | None:
+        running, job, plan = task.running, task.running.job, self._plan
+        models = len(self._models)
+        raws = [self._read(model, job.name, task.start, task.stop) for model in range(models)]
+        began = time.perf_counter()
+        measure = running.passes[running.position]
+        numbers = None if measure is None else storage(measure, task.stop - task.start, len(plan.agents))
+        for offset in range(0, task.stop - task.start, BLOCK):
+            count = min(BLOCK, task.stop - task.start - offset)
+            block = self._decode(job, raws, task.start, offset, count, first_pass=running.position == 0)
+            if measure is None:
+                plan.method.blend(self._kernels, block, running.state)
+                self._encode(job, block, raws[0], offset)
+            else:
+                assert numbers is not None
+                target = numbers if measure.kind == "counts" else numbers[offset // BLOCK]
+                measure.block(self._kernels, block, running.state, target)
+        self.outcome.computing += time.perf_counter() - began
+        if measure is None:
+            packed = (task.stop - task.start) * DTYPES[job.dtype].itemsize
+            self._write(job, task.start, self._packed[:packed])
+        self._release(models, job.name, task.start, task.stop)
+        return numbers
+
+    def _decode(
+        self, job: TensorJob, raws: Sequence[Bytes], start: int, offset: int, count: int, *, first_pass: bool
+    ) -> Block:
+        """One block of every model as float32. Non-finite inputs are counted in the first pass that sees them."""
+        agents = self._agents[: len(self._plan.agents) * count].reshape(-1, count)
+        rows = [self._base[:count], *agents]
+        for model, raw in enumerate(raws):
+            dtype = self._models[model].tensors[job.name].dtype
+            width = DTYPES[dtype].itemsize
+            found = codecs.decode(dtype, raw[offset * width : (offset + count) * width], rows[model])
+            if found and first_pass:
+                self._found_non_finite(job, model, rows[model], start + offset, found)
+        tally = self.outcome.tally if job.counted else self._unused
+        return Block(
+            job.name, (start + offset) // BLOCK, start + offset, self._base[:count], agents, self._out[:count], tally
+        )
+
+    def _encode(self, job: TensorJob, block: Block, base_raw: Bytes, offset: int) -> None:
+        width, count = DTYPES[job.dtype].itemsize, len(block.out)
+        packed = self._packed[offset * width : (offset + count) * width]
+        found = codecs.encode(job.dtype, block.out, packed)
+        if job.dtype == job.source_dtype == "F64":  # decoding rounded: where nothing changed keep the base's bits
+            begin = offset * width
+            codecs.decode("F64", base_raw[begin : begin + count * width], self._base[:count])
+            codecs.keep_base(block.out, self._base[:count], base_raw[begin : begin + count * width], packed)
+        if found:
+            self.outcome.non_finite_outputs += found
+            if not self._plan.recipe.allow_non_finite:
+                raise self._bad_output(job, block.out, packed, block.start)
+
+    def _copy(self, job: TensorJob, start: int, stop: int) -> None:
+        raw = self._read(0, job.name, start, stop)
+        if job.action == "copy":
+            self._write(job, start, raw)
+        else:
+            for offset in range(0, stop - start, BLOCK):
+                count = min(BLOCK, stop - start - offset)
+                block = self._decode(job, [raw], start, offset, count, first_pass=True)
+                block.out[:] = block.base
+                self._encode(job, block, raw, offset)
+            self._write(job, start, self._packed[: (stop - start) * DTYPES[job.dtype].itemsize])
+        self._release(1, job.name, start, stop)
+
+    def _found_non_finite(self, job: TensorJob, model: int, row: Floats, start: int, found: int) -> None:
+        self.outcome.non_finite_inputs += found
+        if not self._plan.recipe.allow_non_finite:
+            place = int(np.flatnonzero(~np.isfinite(row))[0])
+            path = self._models[model].path
+            raise NonFiniteError(
+                f"{path}: tensor {job.name!r} holds {row[place]} at index {_index(job, start + place)}; "
+                "repair the checkpoint, or go on with --allow-non-finite"
+            )
+
+    def _bad_output(self, job: TensorJob, values: Floats, packed: Bytes, start: int) -> NonFiniteError:
+        check = np.empty(len(values), np.float32)
+        codecs.decode(job.dtype, packed, check)
+        place = int(np.flatnonzero(~np.isfinite(check))[0])
+        where = f"{self._plan.recipe.output}: tensor {job.name!r}, index {_index(job, start + place)}"
+        if np.isfinite(values[place]):
+            return NonFiniteError(
+                f"{where}: {values[place]:g} is too large for {job.dtype}; choose another --dtype, such as bf16"
+            )
+        return NonFiniteError(f"{where}: the result is {values[place]}; to go on all the same: --allow-non-finite")
+
+    def read_ahead(self, task: Task) -> None:
+        """Hint at what the next chunk will read."""
+        models = len(self._readers) if task.running.job.action == "merge" else 1
+        for model in range(models):
+            info = self._models[model].tensors[task.running.job.name]
+            width = DTYPES[info.dtype].itemsize
+            self._readers[model].ahead(info, task.start * width, task.stop * width)
+
+
+def _index(job: TensorJob, flat: int) -> list[int]:
+    return [int(i) for i in np.unravel_index(flat, job.shape)] if job.shape else []
