@@ -60,7 +60,7 @@ def _tally(base: Row, row: Row, epsilon: Scalar, count: Row) -> tuple[int, int]:
         is_changed = abs(row[j] - base[j]) > epsilon
         changed = np.int32(changed + np.int32(is_changed))
         unique = np.int32(unique + np.int32(is_changed & (count[j] == _ONE)))
-    return changed, unique
+    return int(changed), int(unique)
 
 
 @inline

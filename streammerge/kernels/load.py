@@ -32,7 +32,7 @@ def load_cpu(notify: Callable[[str], None] = lambda text: None) -> Kernels:
 
 
 def _import() -> Kernels:
-    from ..formats import codecs  # noqa: F401  (compiled with the kernels, used by the executor)
+    from ..formats.codecs import decode  # noqa: F401  (compiled with the kernels, used by the workers)
     from .cpu import CPU
 
     return CPU()
