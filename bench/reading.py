@@ -61,8 +61,8 @@ def bench_reading(data: Path, rounds: int) -> Result:
 
 _NOTES = (
     "Reading: GB/s of bf16 read, decoded to float32 and released, the median over the rounds; up to 1 GiB a figure.",
-    "A mapped page costs a fault, taken under a lock that all threads of the process share, and giving it back costs "
-    "again; a positional read copies, but its buffer stays in the cache. Mapped pages also count as resident memory.",
+    "Each figure begins with new buffers, whose first touch counts: at most 1 GiB is read, so it weighs on large chunks "
+    "and on positional reads, which fill such buffers; mapped reads do not touch them.",
 )
 
 

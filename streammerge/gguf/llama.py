@@ -1,0 +1,173 @@
+"""The Llama family (Llama 2 and 3, SmolLM2, Mistral) in GGUF: hyperparameters, rope factors, tensors.
+
+What is written, and in which order, follows llama.cpp's converter; what config.json leaves out has the default of
+transformers' configuration classes.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streammerge.errors import FormatError
+from streammerge.formats.contract import TensorInfo
+from streammerge.formats.gguf import KeyValue, Value, key_value
+from streammerge.gguf.names import Converted, Heads, Names, convert_names
+
+ARCHITECTURE = "llama"
+ROPE_FACTORS = "rope_freqs.weight"
+_CLASSES = ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM")
+# Defaults of transformers' LlamaConfig and MistralConfig: key and value heads, context, epsilon.
+_KV_HEADS, _CONTEXT = {"mistral": 8}, {"mistral": 131072}
+_DEFAULT_CONTEXT, _DEFAULT_EPSILON, _DEFAULT_THETA = 2048, 1e-6, 10000.0
+
+
+@dataclass(frozen=True)
+class Llama:
+    """A Llama as config.json describes it. ``rope`` is flat: rope_type, rope_theta, factor ..."""
+
+    layers: int
+    hidden: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    context: int
+    epsilon: float
+    vocabulary: int
+    rope: Mapping[str, Any]
+
+    def key_values(self, file_type: int) -> list[KeyValue]:
+        """The hyperparameters, in the converter's order; ``file_type`` is the number of the unquantized type."""
+        pairs: list[tuple[str, str, Value]] = [
+            ("llama.block_count", "u32", self.layers),
+            ("llama.context_length", "u32", self.context),
+            ("llama.embedding_length", "u32", self.hidden),
+            ("llama.feed_forward_length", "u32", self.feed_forward),
+            ("llama.attention.head_count", "u32", self.heads),
+            ("llama.attention.head_count_kv", "u32", self.kv_heads),
+            *_rope_scaling(self.rope),
+            ("llama.rope.freq_base", "f32", self.rope["rope_theta"]),
+            ("llama.attention.layer_norm_rms_epsilon", "f32", self.epsilon),
+            ("llama.attention.key_length", "u32", self.head_size),
+            ("llama.attention.value_length", "u32", self.head_size),
+            ("general.file_type", "u32", file_type),
+            ("llama.vocab_size", "u32", self.vocabulary),
+            ("llama.rope.dimension_count", "u32", self.head_size),
+        ]
+        return [key_value(*pair) for pair in pairs]
+
+    def tensors(self, stored: Iterable[TensorInfo], dtype: str) -> list[Converted]:
+        """Every tensor of the GGUF file; ``dtype`` is the type of its matrices.
+
+        There is a head only if the checkpoint stores one: llama.cpp takes the embedding otherwise.
+        """
+        computed = []
+        if (factors := rope_factors(self)) is not None:
+            computed.append(Converted(ROPE_FACTORS, factors.shape, "F32", None))
+        return [*computed, *convert_names(stored, Names(ARCHITECTURE, self.layers), self.permuted, dtype)]
+
+    @property
+    def permuted(self) -> Heads:
+        """How the rows of queries and keys are moved."""
+        return Heads(self.heads, self.kv_heads)
+
+
+def read_llama(config: Mapping[str, Any]) -> Llama:
+    """The model that config.json describes. Raises FormatError if it is none of this family."""
+    _check_family(config)
+
+    def number(name: str, default: int | None = None) -> int:
+        value = config.get(name)
+        if value is None:
+            value = default
+        if type(value) is not int or value < 1:
+            raise FormatError(f"config.json: {name} is {value!r}, wanted a positive number")
+        return value
+
+    kind = str(config.get("model_type", "llama"))
+    heads, hidden = number("num_attention_heads"), number("hidden_size")
+    epsilon = config.get("rms_norm_eps")
+    return Llama(
+        number("num_hidden_layers"),
+        hidden,
+        number("intermediate_size"),
+        heads,
+        number("num_key_value_heads", _KV_HEADS.get(kind, heads)),
+        number("head_dim", hidden // heads),
+        number("max_position_embeddings", _CONTEXT.get(kind, _DEFAULT_CONTEXT)),
+        _DEFAULT_EPSILON if epsilon is None else float(epsilon),
+        number("vocab_size", 32000),
+        _rope(config),
+    )
+
+
+def _check_family(config: Mapping[str, Any]) -> None:
+    found = (config.get("architectures") or ["none"])[0]
+    if found not in _CLASSES:
+        raise FormatError(
+            f"config.json: architecture {found} cannot be written as GGUF yet ({', '.join(_CLASSES)} can); "
+            "write safetensors and use llama.cpp's convert_hf_to_gguf.py and llama-quantize"
+        )
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Both spellings, ``rope_parameters`` and ``rope_scaling`` beside ``rope_theta``, as the first."""
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    rope.setdefault("rope_theta", config.get("rope_theta") or _DEFAULT_THETA)
+    rope["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
+    return rope
+
+
+_YARN = (
+    ("yarn_ext_factor", ("extrapolation_factor",)),
+    ("yarn_attn_factor", ("attention_factor", "attn_factor")),
+    ("yarn_beta_fast", ("beta_fast",)),
+    ("yarn_beta_slow", ("beta_slow",)),
+)
+
+
+def _rope_scaling(rope: Mapping[str, Any]) -> list[tuple[str, str, Value]]:
+    kind, factor = rope["rope_type"], rope.get("factor")
+    if kind in ("default", "llama3", "dynamic"):  # llama3 is a tensor; dynamic scaling is not in the file
+        return []
+    if kind not in ("linear", "yarn") or factor is None:
+        raise FormatError(f"config.json: rope scaling {dict(rope)} cannot be written as GGUF yet; linear and yarn can")
+    pairs: list[tuple[str, str, Value]] = [
+        ("llama.rope.scaling.type", "str", kind),
+        ("llama.rope.scaling.factor", "f32", factor),
+    ]
+    if kind == "linear":
+        return pairs
+    original = rope.get("original_max_position_embeddings")
+    if original is None:
+        raise FormatError("config.json: yarn rope scaling without original_max_position_embeddings; add it")
+    pairs.append(("llama.rope.scaling.original_context_length", "u32", original))
+    for name, spellings in _YARN:
+        value = next((rope[spelling] for spelling in spellings if rope.get(spelling) is not None), None)
+        if value is not None:
+            pairs.append((f"llama.rope.scaling.{name}", "f32", value))
+    return pairs
+
+
+def rope_factors(model: Llama) -> NDArray[np.float32] | None:
+    """What llama3 rope scaling divides each rotary frequency by, float32[head_size / 2]; None without it.
+
+    High frequencies stay, low ones are divided by ``factor``, between them it passes smoothly. All in float32,
+    with division as torch does it, through the reciprocal.
+    """
+    rope = model.rope
+    if rope["rope_type"] != "llama3":
+        return None
+    one, factor = np.float32(1), np.float32(rope.get("factor", 8.0))
+    low, high = float(rope.get("low_freq_factor", 1.0)), float(rope.get("high_freq_factor", 4.0))
+    original = float(rope.get("original_max_position_embeddings", 8192))
+    steps = np.arange(0, model.head_size, 2, dtype=np.float32) / np.float32(model.head_size)
+    powers = (float(rope["rope_theta"]) ** steps.astype(np.float64)).astype(np.float32)
+    wavelengths = one / (one / powers) * np.float32(2 * np.pi)
+    smooth = (one / wavelengths * np.float32(original) - np.float32(low)) * one / np.float32(high - low)
+    between = one / ((one - smooth) / factor + smooth)
+    short, long = wavelengths < np.float32(original / high), wavelengths > np.float32(original / low)
+    return np.where(short, one, np.where(long, factor, between))

@@ -1,0 +1,97 @@
+"""All key-values of an unquantized GGUF file, in the order of llama.cpp's converter: general, model, tokenizer.
+
+``general.*`` is read from the model card, config.json and the folder's name by the gguf package.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFWriter, Metadata, size_label
+
+from streammerge.formats.contract import TensorInfo
+from streammerge.formats.gguf import KINDS, KeyValue, key_value
+from streammerge.gguf.llama import ARCHITECTURE, Llama
+from streammerge.gguf.names import Converted
+from streammerge.gguf.policy import FileType
+from streammerge.gguf.tokenizer import tokenizer_key_values
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A model that this one was made from. ``repository`` is a name on the Hub, such as org/model, if it is known."""
+
+    name: str
+    repository: str | None = None
+
+    def entry(self) -> dict[str, str]:
+        """As the gguf package wants it."""
+        if self.repository is None:
+            return {"name": self.name}
+        organization = self.repository.partition("/")[0]
+        url = f"https://huggingface.co/{self.repository}"
+        return {"name": self.name, "organization": organization, "repo_url": url}
+
+
+def model_key_values(
+    folder: Path,
+    config: Mapping[str, Any],
+    model: Llama,
+    tensors: Sequence[Converted],
+    file_type: FileType,
+    *,
+    name: str | None = None,
+    origins: Sequence[Origin] = (),
+    tags: Sequence[str] = (),
+    pre_tokenizer: str | None = None,
+) -> list[KeyValue]:
+    """Everything that the GGUF file of a model says, unquantized; ``quantized_key_values`` turns it into the rest.
+
+    ``folder`` is the model whose card, config and tokenizer count (the base of a merge). ``name`` and, if there are
+    any, ``origins`` and ``tags`` replace what the card says. ``file_type`` is the type of the matrices.
+    """
+    weights = sum(prod(tensor.shape) for tensor in tensors)
+    return [
+        *general_key_values(folder, weights, name=name, origins=origins, tags=tags),
+        *model.key_values(file_type.number),
+        key_value("general.quantization_version", "u32", 2),
+        *tokenizer_key_values(folder, config, model.vocabulary, pre_tokenizer),
+    ]
+
+
+def general_key_values(
+    folder: Path, weights: int, *, name: str | None = None, origins: Sequence[Origin] = (), tags: Sequence[str] = ()
+) -> list[KeyValue]:
+    """``general.architecture`` first, then ``general.*`` and ``base_model.*``; ``weights`` counts parameters."""
+    said = Metadata.load(None, folder, name, weights)
+    said.name = said.name or folder.name
+    said.size_label = said.size_label or size_label(weights, weights, 0, 0)
+    if said.sampling_penalty_repeat is None:
+        said.sampling_penalty_repeat = Metadata.load_generation_config(folder).get("repetition_penalty")
+    if origins:
+        said.base_models = [origin.entry() for origin in origins]
+    if tags:
+        said.tags = list(tags)
+    writer = GGUFWriter(None, ARCHITECTURE)  # writes nothing: it only collects
+    writer.add_type("model")
+    said.set_gguf_meta_model(writer)
+    return [_collected(key, value.type, value.value) for key, value in writer.kv_data[0].items()]
+
+
+def _collected(key: str, number: int, value: Any) -> KeyValue:
+    if KINDS[number] != "arr":
+        return key_value(key, KINDS[number], value)
+    kinds = {bool: "bool", int: "i32", float: "f32", str: "str"}
+    return key_value(key, f"[{kinds[type(value[0])]}]", value)
+
+
+def matrix_type(tensors: Mapping[str, TensorInfo]) -> str:
+    """The type that the matrices of an unquantized file get: that of the first floating one, as converters do.
+
+    F32 stays F32, where the converter makes F16 of it: nothing is rounded without being asked.
+    """
+    kinds = (info.dtype for info in tensors.values() if len(info.shape) > 1)
+    found = next((kind for kind in kinds if kind in ("BF16", "F16", "F32")), "F32")
+    return found
