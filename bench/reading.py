@@ -61,7 +61,7 @@ def bench_reading(data: Path, rounds: int) -> Result:
 
 _NOTES = (
     "Reading: GB/s of bf16 read, decoded to float32 and released, the median over the rounds; up to 1 GiB a figure.",
-    "Each figure begins with new buffers, whose first touch counts: at most 1 GiB is read, so it weighs on large chunks "
+    "Each figure begins with new buffers, whose first touch counts: at most 1 GiB is read, so it weighs on big chunks "
     "and on positional reads, which fill such buffers; mapped reads do not touch them.",
 )
 

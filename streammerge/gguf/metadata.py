@@ -3,7 +3,7 @@
 ``general.*`` is read from the model card, config.json and the folder's name by the gguf package.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,7 +14,7 @@ from gguf import GGUFWriter, Metadata, size_label
 from streammerge.formats.contract import TensorInfo
 from streammerge.formats.gguf import KINDS, KeyValue, key_value
 from streammerge.gguf.llama import ARCHITECTURE, Llama
-from streammerge.gguf.names import Converted
+from streammerge.gguf.names import Converted, stored_order
 from streammerge.gguf.policy import FileType
 from streammerge.gguf.tokenizer import tokenizer_key_values
 
@@ -87,11 +87,10 @@ def _collected(key: str, number: int, value: Any) -> KeyValue:
     return key_value(key, f"[{kinds[type(value[0])]}]", value)
 
 
-def matrix_type(tensors: Mapping[str, TensorInfo]) -> str:
-    """The type that the matrices of an unquantized file get: that of the first floating one, as converters do.
+def matrix_type(tensors: Iterable[TensorInfo]) -> str:
+    """The type that the matrices of an unquantized file get: that of the first stored in 16 bits, else F32.
 
-    F32 stays F32, where the converter makes F16 of it: nothing is rounded without being asked.
+    llama.cpp's converter makes F16 where nothing is stored in 16 bits; here nothing is rounded without being asked.
     """
-    kinds = (info.dtype for info in tensors.values() if len(info.shape) > 1)
-    found = next((kind for kind in kinds if kind in ("BF16", "F16", "F32")), "F32")
-    return found
+    kinds = (info.dtype for info in stored_order(tensors) if len(info.shape) > 1)
+    return next((kind for kind in kinds if kind in ("BF16", "F16")), "F32")

@@ -67,11 +67,16 @@ class Names:
 
 def convert_names(tensors: Iterable[TensorInfo], names: Names, heads: "Heads", dtype: str) -> Iterator[Converted]:
     """The checkpoint's tensors as the GGUF file will have them; ``dtype`` (F32, F16, BF16) is that of its matrices."""
-    for info in tensors:
+    for info in stored_order(tensors):
         name = names.find(info.name)
         if name is not None:
             kind = unquantized_type(name, info.shape, dtype)
             yield Converted(name, info.shape, kind, info.name, heads.of(info.name, info.shape))
+
+
+def stored_order(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
+    """By file, then by name: the order in which the converter takes and, unquantized, writes them."""
+    return sorted(tensors, key=lambda info: (info.file.name, info.name))
 
 
 def unquantized_type(name: str, shape: Sequence[int], dtype: str) -> str:

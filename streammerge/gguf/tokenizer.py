@@ -22,6 +22,7 @@ _SPACE_MARK = "\u2581"  # how sentencepiece writes a space
 # Added tokens that steer the model even where the tokenizer does not mark them as special.
 _SPECIAL_TEXTS = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
 _SPECIAL_SHAPES = (("<|", "|>"), ("<\uff5c", "\uff5c>"), ("<unused", ">"))
+_NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _SMOLLM_VOCABULARY = 49152  # small Granite and SmolLM models, which must not begin with a BOS token
 
 
@@ -35,17 +36,22 @@ def tokenizer_key_values(
     tokenizer = _read(folder / "tokenizer.json")
     settings = _read_optional(folder / "tokenizer_config.json")
     _check_kind(folder, tokenizer)
-    tokens, types = _tokens(folder, tokenizer, vocabulary)
+    tokens, types = _tokens(folder, tokenizer, _all_settings(folder, settings), vocabulary)
+    specials = _Specials(tokenizer, settings, config)
     pairs: list[tuple[str, str, Value]] = []
     if settings is not None and settings.get("add_prefix_space") is not None:
         pairs.append(("tokenizer.ggml.add_space_prefix", "bool", bool(settings["add_prefix_space"])))
     pairs += [
         ("tokenizer.ggml.model", "str", "gpt2"),
-        ("tokenizer.ggml.pre", "str", pre_tokenizer or recognize_pre_tokenizer(folder / "tokenizer.json")),
+        (
+            "tokenizer.ggml.pre",
+            "str",
+            pre_tokenizer or recognize_pre_tokenizer(folder / "tokenizer.json", specials.bos),
+        ),
         ("tokenizer.ggml.tokens", "[str]", tokens),
         ("tokenizer.ggml.token_type", "[i32]", types),
         ("tokenizer.ggml.merges", "[str]", _merges(folder, tokenizer)),
-        *_Specials(tokenizer, settings, config).key_values(),
+        *specials.key_values(),
         *_chat_templates(folder, settings),
         *_normalizer(tokenizer.get("normalizer")),
     ]
@@ -81,20 +87,60 @@ def _check_kind(folder: Path, tokenizer: Mapping[str, Any]) -> None:
 # --- the vocabulary --------------------------------------------------------------------------------------------------
 
 
-def _tokens(folder: Path, tokenizer: Mapping[str, Any], vocabulary: int) -> tuple[list[str], list[int]]:
+def _tokens(
+    folder: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], vocabulary: int
+) -> tuple[list[str], list[int]]:
     """Text and type of every id; rows of the embedding that no token uses are padding."""
     tokens = [f"[PAD{number}]" for number in range(vocabulary)]
     types = [_UNUSED] * vocabulary
     for text, number in tokenizer["model"]["vocab"].items():
         _check_id(folder, text, number, vocabulary)
         tokens[number], types[number] = text, _NORMAL
-    for added in tokenizer.get("added_tokens", []):
-        text, number = added["content"], added["id"]
+    for text, (number, special) in _added_tokens(tokenizer, settings).items():
         _check_id(folder, text, number, vocabulary)
-        control = added.get("special", False) or _looks_special(text)
+        control = special or _looks_special(text)
         tokens[number] = text if control else text.replace(_SPACE_MARK, " ")
         types[number] = _CONTROL if control else _USER_DEFINED
     return tokens, types
+
+
+def _added_tokens(tokenizer: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
+    """Tokens beside the vocabulary: text to id and whether it is special, as transformers sees them.
+
+    tokenizer.json has them; tokenizer_config.json may know better which are special, and may add some, which get
+    the id that the vocabulary gives their text, or else the next one.
+    """
+    vocab = tokenizer["model"]["vocab"]
+    added = {token["content"]: (token["id"], bool(token.get("special"))) for token in tokenizer.get("added_tokens", [])}
+
+    def put(text: str | None, special: bool | None) -> None:
+        if text is not None:
+            number, was = added.get(text) or (vocab.get(text, len(vocab.keys() | added.keys())), True)
+            added[text] = (number, was if special is None else special)
+
+    decoder = settings.get("added_tokens_decoder") or {}
+    for number in sorted(decoder, key=int):
+        put(_text_of(decoder[number]), bool(decoder[number].get("special")))
+    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    named = extra.values() if isinstance(extra, dict) else ()
+    for entry in (*(settings.get(f"{kind}_token") for kind in _NAMED), *named):
+        put(_text_of(entry), True)
+    for entry in () if isinstance(extra, dict) else extra:
+        put(_text_of(entry), None)
+    return added
+
+
+def _text_of(entry: object) -> str | None:
+    """A token is written as its text, or as an object that holds it."""
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    return text if isinstance(text, str) and text else None
+
+
+def _all_settings(folder: Path, settings: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """tokenizer_config.json; in older folders special_tokens_map.json has the last word on which tokens are special."""
+    if settings is not None and "added_tokens_decoder" in settings:
+        return settings
+    return {**(settings or {}), **(_read_optional(folder / "special_tokens_map.json") or {})}
 
 
 def _check_id(folder: Path, text: str, number: object, vocabulary: int) -> None:
@@ -130,8 +176,27 @@ def _known_pre_tokenizers() -> tuple[str, Mapping[str, str]]:
     return table["test_string"], table["hash_to_pre"]
 
 
-def recognize_pre_tokenizer(path: Path) -> str:
-    """llama.cpp's name for the pre-tokenizer of a tokenizer.json: by the hash of the ids it gives a known text."""
+def recognize_pre_tokenizer(path: Path, bos: int | None = None) -> str:
+    """llama.cpp's name for the pre-tokenizer of a tokenizer.json: by the hash of the ids it gives a known text.
+
+    A finetune may have changed which special tokens are added, of which a pre-tokenizer knows nothing: the ids are
+    tried as they are, without special tokens, and with ``bos`` before them.
+    """
+    text, known = _known_pre_tokenizers()
+    as_is, plain = _encode(path, text)
+    found = [_hash(ids) for ids in (as_is, plain, *([[bos, *plain]] if bos is not None else []))]
+    name = next((known[digest] for digest in found if digest in known), None)
+    if name is None:
+        names = ", ".join(sorted(set(known.values())))
+        raise RecipeError(
+            f"{path}: its pre-tokenizer is not known (hash {found[0]}); name that of the model it was made from with "
+            f"--pre-tokenizer: {names}"
+        )
+    return name
+
+
+def _encode(path: Path, text: str) -> tuple[list[int], list[int]]:
+    """The ids of a text with the special tokens that are added by default, and without."""
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
@@ -139,19 +204,15 @@ def recognize_pre_tokenizer(path: Path) -> str:
             "recognizing the pre-tokenizer takes the tokenizers library: pip install 'streammerge[gguf]'; "
             "or name it, such as --pre-tokenizer llama-bpe"
         ) from error
-    text, known = _known_pre_tokenizers()
     try:
-        ids: list[int] = Tokenizer.from_file(str(path)).encode(text).ids
+        tokenizer = Tokenizer.from_file(str(path))
+        return tokenizer.encode(text).ids, tokenizer.encode(text, add_special_tokens=False).ids
     except Exception as error:  # the library raises nothing narrower
         raise FormatError(f"{path}: the tokenizers library cannot use it: {error}") from error
-    found = sha256(str(ids).encode()).hexdigest()
-    if found not in known:
-        names = ", ".join(sorted(set(known.values())))
-        raise RecipeError(
-            f"{path}: its pre-tokenizer is not known (hash {found}); name that of the model it was made from with "
-            f"--pre-tokenizer: {names}"
-        )
-    return known[found]
+
+
+def _hash(ids: list[int]) -> str:
+    return sha256(str(ids).encode()).hexdigest()
 
 
 # --- special tokens --------------------------------------------------------------------------------------------------
@@ -170,7 +231,7 @@ class _Specials:
     tokenizer: Mapping[str, Any]
     settings: Mapping[str, Any] | None
     config: Mapping[str, Any]
-    kinds: list[str] = field(default_factory=lambda: ["bos", "eos", "unk", "sep", "pad", "cls", "mask"])
+    kinds: list[str] = field(default_factory=lambda: list(_NAMED))
     texts: dict[str, Any] = field(default_factory=dict)  # kind to text, or an object that holds it
     added: dict[str, bool] = field(default_factory=dict)
 
@@ -194,6 +255,11 @@ class _Specials:
         for kind, flag in self.added.items():
             if kind in _FLAGS:
                 yield f"tokenizer.ggml.add_{kind}_token", "bool", flag
+
+    @property
+    def bos(self) -> int | None:
+        """The id of the token that begins a text."""
+        return self._ids().get("bos")
 
     def _ids(self) -> dict[str, int]:
         """By text among the added tokens; what is not found there by number from config.json."""

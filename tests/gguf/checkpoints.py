@@ -76,6 +76,9 @@ datasets: [org/set]
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
 
 BEGIN = template("<s>", "A", pair=("<s>", "A", "<s>", "B"))
+PLAIN = {"unspecial": ("plain one",)}
+PLAIN_TOKEN = {"content": "plain one", "lstrip": False, "rstrip": False, "normalized": False, "single_word": False,
+               "special": True}  # fmt: skip
 TEMPLATES = [{"name": "default", "template": "{{ a }}"}, {"name": "tool use", "template": "t"}]
 
 # name: what differs from a plain model. "config", "settings" (tokenizer_config.json) and "files" are added.
@@ -137,6 +140,12 @@ CHECKPOINTS = {
         "tokenizer": {"post": template("<s>", "A", pair=("<s>", "A", "</s>", "B"))},
     },
     "byte level": {"tokenizer": {"post": BYTE_LEVEL, "unspecial": ("<pad>", "plain one")}},
+    "listed": {"settings": {"additional_special_tokens": ["plain one", "new"]}, "tokenizer": PLAIN, "vocab_size": 40},
+    "named": {"settings": {"eos_token": "plain one", "pad_token": "a"}, "tokenizer": PLAIN},
+    "decoder": {"settings": {"added_tokens_decoder": {"4": PLAIN_TOKEN}}, "tokenizer": PLAIN},
+    "absent": {"vocab_size": 48, "settings": {"pad_token": "[PAD]"}},
+    "extra": {"settings": {"extra_special_tokens": {"image_token": "plain one"}}, "tokenizer": PLAIN},
+    "special map": {"files": {"special_tokens_map.json": json.dumps({"sep_token": "plain one"})}, "tokenizer": PLAIN},
     "no settings": {"settings": None, "tokenizer": {"post": template("<s>", "A")}},
 }
 
@@ -250,7 +259,7 @@ def record(llama_cpp):
         done = {kind: pool.submit(convert, llama_cpp, path, path / "out.gguf") for kind, path in paths.items()}
         for kind, result in done.items():
             if error := result.exception():
-                raise SystemExit(f"{kind}: {error.stderr.decode()}")
+                raise SystemExit(f"{kind}: {error.stderr.decode()[-500:]}")
         found = {kind: summary(GgufSource(path / "out.gguf")) for kind, path in paths.items()}
     lines = [f"{json.dumps(kind)}: {json.dumps(what)}" for kind, what in found.items()]
     RECORDED.write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -19,8 +19,8 @@ from tests.gguf.checkpoints import CHECKPOINTS, RECORDED, config_of, write_check
 def converted(path, name=None):
     """Key-values and tensors that we make of a checkpoint."""
     checkpoint = open_checkpoint(path)
-    model, kind = read_llama(checkpoint.config), matrix_type(checkpoint.tensors)
-    tensors = model.tensors([checkpoint.tensors[name] for name in sorted(checkpoint.tensors)], kind)
+    model, kind = read_llama(checkpoint.config), matrix_type(checkpoint.tensors.values())
+    tensors = model.tensors(checkpoint.tensors.values(), kind)
     pairs = model_key_values(
         path, checkpoint.config, model, tensors, FILE_TYPES[kind], name=name, pre_tokenizer="llama-bpe"
     )
