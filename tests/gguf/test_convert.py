@@ -170,6 +170,19 @@ def test_a_pre_tokenizer_is_recognized_by_the_ids_of_a_text(tmp_path, monkeypatc
     assert tokenizer.recognize_pre_tokenizer(path) == "smollm"
 
 
+def test_a_finetune_that_adds_other_special_tokens_has_the_same_pre_tokenizer(tmp_path, monkeypatch):
+    """llama3's template puts <s> before a text, plain's nothing: each is known by the hash of the other."""
+    library = pytest.importorskip("tokenizers", reason="the tokenizers library is not installed")
+    path = write_checkpoint(tmp_path, "llama3") / "tokenizer.json"
+    text, _ = tokenizer._known_pre_tokenizers()
+    plain = library.Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).ids
+    for ids, bos in ((plain, None), ([7, *plain], 7)):
+        monkeypatch.setattr(tokenizer, "_known_pre_tokenizers", lambda ids=ids: (text, {tokenizer._hash(ids): "it"}))
+        assert tokenizer.recognize_pre_tokenizer(path, bos) == "it"
+    with pytest.raises(RecipeError, match="is not known"):
+        tokenizer.recognize_pre_tokenizer(path, 8)
+
+
 def test_the_table_of_pre_tokenizers_is_whole():
     text, known = tokenizer._known_pre_tokenizers()
     assert len(known) == 95
