@@ -135,7 +135,7 @@ def make_plan(recipe: Recipe, *, reserved: int | None = None) -> Plan:
     shard = None if single != SINGLE else recipe.max_shard_size
     files = layout([OutputTensor(job.name, job.dtype, job.shape) for job in jobs], shard, single)
     free = None if recipe.output is None else _check_output(recipe, (base, *agents), files)
-    # Positional reads by default: measured faster than faults, and a failing disk is an error, not a signal.
+    # Positional reads by default: their memory is known exactly, and a failing disk is an error, not a signal.
     io: Literal["mmap", "pread"] = "mmap" if recipe.io == "mmap" else "pread"
     threads = recipe.threads or _processors()
     memory = budget.fit(

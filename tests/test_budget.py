@@ -109,6 +109,7 @@ def test_the_default_is_a_share_of_what_is_free():
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
+@pytest.mark.real_peak
 def test_the_peak_is_the_operating_systems():
     import resource
 

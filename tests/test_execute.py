@@ -61,8 +61,8 @@ def test_the_bytes_do_not_depend_on_how_it_is_done(tmp_path_factory, method):
     ways = [
         {"max_ram": "8G", "threads": 1, "io": "pread"},
         {"max_ram": "8G", "threads": 4, "io": "mmap"},
-        {"max_ram": "768M", "threads": 2, "io": "auto", "max_shard_size": None},
-        {"max_ram": "1G", "threads": 3, "io": "mmap"},
+        {"max_ram": "174M", "threads": 2, "io": "auto", "max_shard_size": None},
+        {"max_ram": "384M", "threads": 3, "io": "mmap"},
     ]
     for number, way in enumerate(ways):
         out = folder / f"{method}-{number}"
@@ -215,7 +215,7 @@ def test_everything_beside_the_weights_comes_along(tiny, tmp_path):
 
 
 def test_the_same_recipe_gives_the_same_folder(tiny, tmp_path):
-    for name, options in (("a", {"threads": 1}), ("b", {"max_ram": "768M", "io": "mmap"})):
+    for name, options in (("a", {"threads": 1}), ("b", {"max_ram": "384M", "io": "mmap"})):
         (tmp_path / name).mkdir()
         streammerge.merge(tiny / "base", agents_of(tiny), tmp_path / name / "out", **options)
     files = [p.relative_to(tmp_path / "a/out") for p in (tmp_path / "a/out").rglob("*") if p.is_file()]
