@@ -11,11 +11,11 @@ import shutil
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from .contract import Bytes
+from .contract import Bytes, OutputFile
 from .errors import OutputError
 
 try:
@@ -180,6 +180,38 @@ class PresizedFile:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+class FilesSink:
+    """A sink over files whose headers and offsets are known: each pre-sized with zeros, ranges written in place."""
+
+    def __init__(self, folder: Path, files: Sequence[OutputFile]) -> None:
+        self._files: list[PresizedFile] = []
+        self._places: dict[str, tuple[PresizedFile, int]] = {}
+        try:
+            for file in files:
+                opened = PresizedFile(folder / file.name, file.size)
+                self._files.append(opened)
+                opened.write(0, file.header)
+                self._places.update({name: (opened, offset) for name, offset in file.offsets.items()})
+        except BaseException:
+            self.close()
+            raise
+
+    def write(self, name: str, start: int, data: Bytes) -> None:
+        """See ``Sink``."""
+        file, offset = self._places[name]
+        file.write(offset + start, data)
+
+    def finish(self) -> None:
+        """See ``Sink``."""
+        for file in self._files:
+            file.sync()
+
+    def close(self) -> None:
+        """See ``Sink``."""
+        for file in self._files:
+            file.close()
 
 
 def write_file(path: Path, data: bytes) -> None:

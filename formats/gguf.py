@@ -18,8 +18,8 @@ from typing import BinaryIO
 
 from gguf.constants import GGML_QUANT_SIZES
 
-from .atomic import PresizedFile
-from .contract import IO, Bytes, OutputFile, OutputTensor, Reader, TensorInfo
+from .atomic import FilesSink
+from .contract import IO, OutputFile, OutputTensor, Reader, TensorInfo
 from .errors import FormatError, OutputError
 from .reading import open_reader
 
@@ -442,33 +442,5 @@ def _pad(position: int, alignment: int) -> int:
     return position + -position % alignment
 
 
-class GgufSink:
-    """Writes the files of a ``layout`` into a folder, each pre-sized with zeros, ranges in place."""
-
-    def __init__(self, folder: Path, files: Sequence[OutputFile]) -> None:
-        self._files: list[PresizedFile] = []
-        self._places: dict[str, tuple[PresizedFile, int]] = {}
-        try:
-            for file in files:
-                opened = PresizedFile(folder / file.name, file.size)
-                self._files.append(opened)
-                opened.write(0, file.header)
-                self._places.update({name: (opened, offset) for name, offset in file.offsets.items()})
-        except BaseException:
-            self.close()
-            raise
-
-    def write(self, name: str, start: int, data: Bytes) -> None:
-        """See ``Sink``."""
-        file, offset = self._places[name]
-        file.write(offset + start, data)
-
-    def finish(self) -> None:
-        """See ``Sink``."""
-        for file in self._files:
-            file.sync()
-
-    def close(self) -> None:
-        """See ``Sink``."""
-        for file in self._files:
-            file.close()
+class GgufSink(FilesSink):
+    """Writes the files of a ``layout`` into a folder; what lies between tensors stays zero."""

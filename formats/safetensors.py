@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, TypeGuard
 
-from .atomic import PresizedFile, write_file
-from .contract import IO, Bytes, OutputFile, OutputTensor, Reader, TensorInfo, total_bytes
+from .atomic import FilesSink, write_file
+from .contract import IO, OutputFile, OutputTensor, Reader, TensorInfo, total_bytes
 from .dtypes import DTYPES
 from .errors import FormatError
 from .reading import open_reader
@@ -53,7 +53,7 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
     if path.is_file():
         if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
             raise _pickle_refused(path)
-        if path.suffix == ".json":
+        if path.name == INDEX:
             return _weight_files(path.parent)
         return (path,)
     if not path.is_dir():
@@ -271,35 +271,14 @@ def index_json(files: Sequence[OutputFile]) -> bytes:
     return text.encode() + b"\n"
 
 
-class SafetensorsSink:
-    """Writes the files of a ``layout`` into a folder, each pre-sized, ranges in place."""
+class SafetensorsSink(FilesSink):
+    """Writes the files of a ``layout`` into a folder, and the index that ties several together."""
 
     def __init__(self, folder: Path, files: Sequence[OutputFile]) -> None:
-        self._files: list[PresizedFile] = []
-        self._places: dict[str, tuple[PresizedFile, int]] = {}
-        try:
-            for file in files:
-                opened = PresizedFile(folder / file.name, file.size)
-                self._files.append(opened)
-                opened.write(0, file.header)
-                self._places.update({name: (opened, offset) for name, offset in file.offsets.items()})
-            if len(files) > 1:
+        super().__init__(folder, files)
+        if len(files) > 1:
+            try:
                 write_file(folder / INDEX, index_json(files))
-        except BaseException:
-            self.close()
-            raise
-
-    def write(self, name: str, start: int, data: Bytes) -> None:
-        """See ``Sink``."""
-        file, offset = self._places[name]
-        file.write(offset + start, data)
-
-    def finish(self) -> None:
-        """See ``Sink``."""
-        for file in self._files:
-            file.sync()
-
-    def close(self) -> None:
-        """See ``Sink``."""
-        for file in self._files:
-            file.close()
+            except BaseException:
+                self.close()
+                raise

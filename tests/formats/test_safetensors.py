@@ -70,6 +70,7 @@ def test_not_a_checkpoint(tmp_path):
     (tmp_path / "pickle" / "pytorch_model.bin").write_bytes(b"\x80\x02")
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     os.mkfifo(tmp_path / "pipe.safetensors")
     (tmp_path / "folder.safetensors").mkdir()
     for name, said in {
@@ -82,6 +83,7 @@ def test_not_a_checkpoint(tmp_path):
         "pipe.safetensors": "not a file or folder",
         "folder.safetensors": "no .safetensors file",
         "model.gguf": "GGUF",
+        "config.json": "is this a safetensors file",
     }.items():
         with pytest.raises(FormatError, match=said):
             open_source(tmp_path / name)
