@@ -74,116 +74,124 @@ def _narrow(magnitude: uint32, mantissa: int, bias: int, top: int, anchor: float
     return _keep_nan(min(code, uint32(top)), magnitude, mantissa, top)
 
 
-@jit("int64(Array(uint64, 1, 'C', True), uint32[::1])")
-def _decode_f64(raw: NDArray[uint64], out: NDArray[uint32]) -> int:
-    bad = 0
+@jit("boolean(Array(uint64, 1, 'C', True), uint32[::1])")
+def _decode_f64(raw: NDArray[uint64], out: NDArray[uint32]) -> bool:
+    largest = uint32(0)
     for i in range(out.size):
         bits = float32(uint64(raw[i]).view(float64)).view(uint32)
         out[i] = bits
-        bad += int(uint32(bits & MAGNITUDE) >= INFINITY)
-    return bad
+        largest = max(largest, uint32(bits & MAGNITUDE))
+    return bool(largest >= INFINITY)
 
 
-@jit("int64(Array(uint32, 1, 'C', True), uint32[::1])")
-def _copy_f32(source: NDArray[uint32], out: NDArray[uint32]) -> int:
-    bad = 0
+@jit("boolean(Array(uint32, 1, 'C', True), uint32[::1])")
+def _copy_f32(source: NDArray[uint32], out: NDArray[uint32]) -> bool:
+    largest = uint32(0)
     for i in range(out.size):
         out[i] = source[i]
-        bad += int(uint32(source[i] & MAGNITUDE) >= INFINITY)
-    return bad
+        largest = max(largest, uint32(source[i] & MAGNITUDE))
+    return bool(largest >= INFINITY)
 
 
-@jit("int64(Array(uint16, 1, 'C', True), uint32[::1])")
-def _decode_f16(raw: NDArray[uint16], out: NDArray[uint32]) -> int:
-    bad = 0
+@jit("boolean(Array(uint16, 1, 'C', True), uint32[::1])")
+def _decode_f16(raw: NDArray[uint16], out: NDArray[uint32]) -> bool:
+    largest = uint32(0)
     for i in range(out.size):
         code = uint32(raw[i])
         magnitude = _widen(uint32(code & uint32(0x7FFF)), 10, 15, 0x7C00, 2.0**-24)
         out[i] = uint32(uint32(code << uint32(16)) & SIGN) | magnitude
-        bad += int(magnitude >= INFINITY)
-    return bad
+        largest = max(largest, magnitude)
+    return bool(largest >= INFINITY)
 
 
-@jit("int64(Array(uint16, 1, 'C', True), uint32[::1])")
-def _decode_bf16(raw: NDArray[uint16], out: NDArray[uint32]) -> int:
-    bad = 0
+@jit("boolean(Array(uint16, 1, 'C', True), uint32[::1])")
+def _decode_bf16(raw: NDArray[uint16], out: NDArray[uint32]) -> bool:
+    largest = uint32(0)
     for i in range(out.size):
         bits = uint32(uint32(raw[i]) << uint32(16))
         out[i] = bits
-        bad += int(uint32(bits & MAGNITUDE) >= INFINITY)
-    return bad
+        largest = max(largest, uint32(bits & MAGNITUDE))
+    return bool(largest >= INFINITY)
 
 
-@jit("int64(Array(uint8, 1, 'C', True), uint32[::1])")
-def _decode_e4m3(raw: NDArray[uint8], out: NDArray[uint32]) -> int:
-    bad = 0
+@jit("boolean(Array(uint8, 1, 'C', True), uint32[::1])")
+def _decode_e4m3(raw: NDArray[uint8], out: NDArray[uint32]) -> bool:
+    largest = uint32(0)
     for i in range(out.size):
         code = uint32(raw[i])
         magnitude = _widen(uint32(code & uint32(0x7F)), 3, 7, 0x7F, 2.0**-9)
         out[i] = uint32(uint32(code << uint32(24)) & SIGN) | magnitude
-        bad += int(magnitude >= INFINITY)
-    return bad
+        largest = max(largest, magnitude)
+    return bool(largest >= INFINITY)
 
 
-@jit("int64(Array(uint8, 1, 'C', True), uint32[::1])")
-def _decode_e5m2(raw: NDArray[uint8], out: NDArray[uint32]) -> int:
-    bad = 0
+@jit("boolean(Array(uint8, 1, 'C', True), uint32[::1])")
+def _decode_e5m2(raw: NDArray[uint8], out: NDArray[uint32]) -> bool:
+    largest = uint32(0)
     for i in range(out.size):
         code = uint32(raw[i])
         magnitude = _widen(uint32(code & uint32(0x7F)), 2, 15, 0x7C, 2.0**-16)
         out[i] = uint32(uint32(code << uint32(24)) & SIGN) | magnitude
-        bad += int(magnitude >= INFINITY)
-    return bad
+        largest = max(largest, magnitude)
+    return bool(largest >= INFINITY)
 
 
-@jit("int64(Array(uint32, 1, 'C', True), uint64[::1])")
-def _encode_f64(values: NDArray[uint32], out: NDArray[uint64]) -> int:
-    bad = 0
+@jit("boolean(Array(uint32, 1, 'C', True), uint64[::1])")
+def _encode_f64(values: NDArray[uint32], out: NDArray[uint64]) -> bool:
+    largest = uint32(0)
     for i in range(out.size):
         out[i] = float64(uint32(values[i]).view(float32)).view(uint64)
-        bad += int(uint32(values[i] & MAGNITUDE) >= INFINITY)
-    return bad
+        largest = max(largest, uint32(values[i] & MAGNITUDE))
+    return bool(largest >= INFINITY)
 
 
-@jit("int64(Array(uint32, 1, 'C', True), uint16[::1])")
-def _encode_f16(values: NDArray[uint32], out: NDArray[uint16]) -> int:
-    bad = 0
+@jit("boolean(Array(uint32, 1, 'C', True), uint16[::1])")
+def _encode_f16(values: NDArray[uint32], out: NDArray[uint16]) -> bool:
+    largest = uint32(0)
     for i in range(out.size):
         code = _narrow(uint32(values[i] & MAGNITUDE), 10, 15, 0x7C00, 0.5)
         out[i] = uint16(uint32(uint32(values[i] & SIGN) >> uint32(16)) | code)
-        bad += int(code >= uint32(0x7C00))
-    return bad
+        largest = max(largest, code)
+    return bool(largest >= uint32(0x7C00))
 
 
-@jit("int64(Array(uint32, 1, 'C', True), uint16[::1])")
-def _encode_bf16(values: NDArray[uint32], out: NDArray[uint16]) -> int:
-    bad = 0
+@jit("boolean(Array(uint32, 1, 'C', True), uint16[::1])")
+def _encode_bf16(values: NDArray[uint32], out: NDArray[uint16]) -> bool:
+    largest = uint32(0)
     for i in range(out.size):
         magnitude = uint32(values[i] & MAGNITUDE)
         code = _keep_nan(_round(magnitude, 16), magnitude, 7, 0x7F80)
         out[i] = uint16(uint32(uint32(values[i] & SIGN) >> uint32(16)) | code)
-        bad += int(code >= uint32(0x7F80))
-    return bad
+        largest = max(largest, code)
+    return bool(largest >= uint32(0x7F80))
 
 
-@jit("int64(Array(uint32, 1, 'C', True), uint8[::1])")
-def _encode_e4m3(values: NDArray[uint32], out: NDArray[uint8]) -> int:
-    bad = 0
+@jit("boolean(Array(uint32, 1, 'C', True), uint8[::1])")
+def _encode_e4m3(values: NDArray[uint32], out: NDArray[uint8]) -> bool:
+    largest = uint32(0)
     for i in range(out.size):
         code = _narrow(uint32(values[i] & MAGNITUDE), 3, 7, 0x7F, 2.0**14)
         out[i] = uint8(uint32(uint32(values[i] & SIGN) >> uint32(24)) | code)
-        bad += int(code >= uint32(0x7F))
-    return bad
+        largest = max(largest, code)
+    return bool(largest >= uint32(0x7F))
 
 
-@jit("int64(Array(uint32, 1, 'C', True), uint8[::1])")
-def _encode_e5m2(values: NDArray[uint32], out: NDArray[uint8]) -> int:
-    bad = 0
+@jit("boolean(Array(uint32, 1, 'C', True), uint8[::1])")
+def _encode_e5m2(values: NDArray[uint32], out: NDArray[uint8]) -> bool:
+    largest = uint32(0)
     for i in range(out.size):
         code = _narrow(uint32(values[i] & MAGNITUDE), 2, 15, 0x7C, 2.0**7)
         out[i] = uint8(uint32(uint32(values[i] & SIGN) >> uint32(24)) | code)
-        bad += int(code >= uint32(0x7C))
-    return bad
+        largest = max(largest, code)
+    return bool(largest >= uint32(0x7C))
+
+
+@jit("uint16(Array(uint16, 1, 'C', True))")
+def _largest_16(codes: NDArray[uint16]) -> uint16:
+    largest = uint16(0)
+    for i in range(codes.size):
+        largest = max(largest, uint16(codes[i] & uint16(0x7FFF)))
+    return largest
 
 
 _UNCHANGED = "void(Array(uint32, 1, 'C', True), Array(uint32, 1, 'C', True), Array(uint64, 1, 'C', True), uint64[::1])"
@@ -198,20 +206,28 @@ def _keep_base(values: NDArray[uint32], base: NDArray[uint32], raw: NDArray[uint
 
 @dataclass(frozen=True, slots=True)
 class _Codec:
-    """The unsigned integer that holds one element, and the kernels from it to float32 bits and back."""
+    """The unsigned integer that holds one element, its least non-finite code (sign aside), and the kernels to float32
+    bits and back. These say whether they met anything infinite or NaN: a running maximum, which costs less than a
+    count; counting is left to the rare case."""
 
     storage: type[np.unsignedinteger]
-    decode: Callable[..., int]
-    encode: Callable[..., int]
+    infinity: int
+    decode: Callable[..., bool]
+    encode: Callable[..., bool]
+
+    def count(self, codes: NDArray[np.unsignedinteger]) -> int:
+        """How many codes are infinite or NaN."""
+        magnitudes = codes & self.storage(np.iinfo(self.storage).max >> 1)
+        return int(np.count_nonzero(magnitudes >= self.storage(self.infinity)))
 
 
 _CODECS = {
-    "F64": _Codec(uint64, _decode_f64, _encode_f64),
-    "F32": _Codec(uint32, _copy_f32, _copy_f32),
-    "F16": _Codec(uint16, _decode_f16, _encode_f16),
-    "BF16": _Codec(uint16, _decode_bf16, _encode_bf16),
-    "F8_E4M3": _Codec(uint8, _decode_e4m3, _encode_e4m3),
-    "F8_E5M2": _Codec(uint8, _decode_e5m2, _encode_e5m2),
+    "F64": _Codec(uint64, 0x7FF0 << 48, _decode_f64, _encode_f64),
+    "F32": _Codec(uint32, 0x7F80_0000, _copy_f32, _copy_f32),
+    "F16": _Codec(uint16, 0x7C00, _decode_f16, _encode_f16),
+    "BF16": _Codec(uint16, 0x7F80, _decode_bf16, _encode_bf16),
+    "F8_E4M3": _Codec(uint8, 0x7F, _decode_e4m3, _encode_e4m3),
+    "F8_E5M2": _Codec(uint8, 0x7C, _decode_e5m2, _encode_e5m2),
 }
 
 
@@ -224,7 +240,7 @@ def decode(dtype: str, raw: NDArray[uint8], out: NDArray[float32]) -> int:
     codec = _codec(dtype)
     codes, bits = raw.view(codec.storage), out.view(uint32)
     _same_length(dtype, codes.size, bits.size)
-    return codec.decode(codes, bits)
+    return _CODECS["F32"].count(bits) if codec.decode(codes, bits) else 0
 
 
 def encode(dtype: str, values: NDArray[float32], out: NDArray[uint8]) -> int:
@@ -236,7 +252,13 @@ def encode(dtype: str, values: NDArray[float32], out: NDArray[uint8]) -> int:
     codec = _codec(dtype)
     bits, codes = values.view(uint32), out.view(codec.storage)
     _same_length(dtype, codes.size, bits.size)
-    return codec.encode(bits, codes)
+    return codec.count(codes) if codec.encode(bits, codes) else 0
+
+
+def all_finite(dtype: str, raw: NDArray[uint8]) -> bool:
+    """Whether no element of a 16-bit type (F16, BF16) is infinite or NaN. ``raw`` is as for ``decode``."""
+    codec = _codec(dtype)
+    return bool(_largest_16(raw.view(uint16)) < codec.infinity)
 
 
 def keep_base(

@@ -12,7 +12,7 @@ from .errors import NonFiniteError
 from .formats import codecs
 from .formats.contract import Bytes, Reader, Sink
 from .formats.dtypes import DTYPES
-from .kernels.contract import BLOCK, Block, Kernels
+from .kernels.contract import BLOCK, MAX_STORED_AGENTS, Block, Kernels
 from .methods.base import State
 from .planning import Plan, TensorJob, input_widths, output_width
 from .schedule import Task, storage
@@ -90,12 +90,13 @@ class Worker:
         numbers = None if measure is None else storage(measure, task.stop - task.start, len(plan.agents))
         for offset in range(0, task.stop - task.start, BLOCK):
             count = min(BLOCK, task.stop - task.start - offset)
-            block = self._decode(job, raws, task.start, offset, count, first_pass=running.position == 0)
             if measure is None:
-                plan.method.blend(self._kernels, block, running.state)
-                self._encode(job, block, raws[0], offset)
+                self._blend(task, raws, offset, count)
             else:
                 assert numbers is not None
+                block = self._stored(job, raws, task.start, offset, count)
+                if block is None:
+                    block = self._decode(job, raws, task.start, offset, count, first_pass=running.position == 0)
                 target = numbers if measure.kind == "counts" else numbers[offset // BLOCK]
                 measure.block(self._kernels, block, running.state, target)
         self.outcome.computing += time.perf_counter() - began
@@ -104,6 +105,36 @@ class Worker:
             self._write(job, task.start, self._packed[:packed])
         self._release(models, job.name, task.start, task.stop)
         return numbers
+
+    def _blend(self, task: Task, raws: Sequence[Bytes], offset: int, count: int) -> None:
+        """One block of the result, encoded into its place among the packed bytes of the chunk."""
+        running, job, method = task.running, task.running.job, self._plan.method
+        before = self.outcome.tally.copy()
+        block = self._stored(job, raws, task.start, offset, count)
+        if block is not None:
+            method.blend(self._kernels, block, running.state)
+            if codecs.all_finite("BF16", block.out.view(np.uint8)):
+                return
+            self.outcome.tally[:] = before  # an overflow: over float32 once more, where it is counted and named
+        block = self._decode(job, raws, task.start, offset, count, first_pass=running.position == 0)
+        method.blend(self._kernels, block, running.state)
+        self._encode(job, block, raws[0], offset)
+
+    def _stored(self, job: TensorJob, raws: Sequence[Bytes], start: int, offset: int, count: int) -> Block | None:
+        """One block of every model in bfloat16 as stored, if the method takes it so and all values are finite."""
+        if not (self._plan.method.stored and len(raws) <= 1 + MAX_STORED_AGENTS and job.dtype == "BF16"):
+            return None
+        if any(model.tensors[job.name].dtype != "BF16" for model in self._models):
+            return None
+        pieces = [raw[2 * offset : 2 * (offset + count)] for raw in raws]
+        if not all(codecs.all_finite("BF16", piece) for piece in pieces):
+            return None
+        base, *agents = (piece.view(np.uint16) for piece in pieces)
+        out = self._packed[2 * offset : 2 * (offset + count)].view(np.uint16)
+        return Block(job.name, (start + offset) // BLOCK, start + offset, base, agents, out, self._tally(job))
+
+    def _tally(self, job: TensorJob) -> NDArray[np.int64]:
+        return self.outcome.tally if job.counted else self._unused
 
     def _decode(
         self, job: TensorJob, raws: Sequence[Bytes], start: int, offset: int, count: int, *, first_pass: bool
@@ -117,10 +148,8 @@ class Worker:
             found = codecs.decode(dtype, raw[offset * width : (offset + count) * width], rows[model])
             if found and first_pass:
                 self._found_non_finite(job, model, rows[model], start + offset, found)
-        tally = self.outcome.tally if job.counted else self._unused
-        return Block(
-            job.name, (start + offset) // BLOCK, start + offset, self._base[:count], agents, self._out[:count], tally
-        )
+        index, first = (start + offset) // BLOCK, start + offset
+        return Block(job.name, index, first, self._base[:count], agents, self._out[:count], self._tally(job))
 
     def _encode(self, job: TensorJob, block: Block, base_raw: Bytes, offset: int) -> None:
         width, count = DTYPES[job.dtype].itemsize, len(block.out)

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -16,6 +17,7 @@ import streammerge
 from bench.sample.generate import Shape, make_agent, make_base
 from streammerge.errors import FormatError, Interrupted, NonFiniteError
 from streammerge.events import Advanced, Finishing, Notice, PassStarted, Planned
+from tests.checks import merge
 from tests.conftest import save_floats, save_tensors
 
 
@@ -165,6 +167,22 @@ def test_float16_overflow_is_an_error_that_says_what_to_do(pair, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["agent", "base"]
     report = streammerge.merge(base, [agent], tmp_path / "out", dtype="float16", allow_non_finite=True)
     assert report.outcome.non_finite_outputs == 1
+
+
+@pytest.mark.parametrize("spoiled", [np.nan, np.inf, 3e38])
+def test_bfloat16_that_is_not_finite_is_merged_as_other_types_are(tmp_path, spoiled):
+    """An agent's NaN changes nothing and would be lost unseen; 3e38 is finite, but the change to it overflows."""
+    base = {"w": np.full(100_000, -3e38, np.float32).astype(ml_dtypes.bfloat16)}
+    values = base["w"].copy()
+    values[70_000] = spoiled
+    with pytest.raises(NonFiniteError, match=r"'w'.*index \[70000\]"):
+        merge(tmp_path, "ram", base, [{"w": values}])
+    merged = merge(tmp_path, "ram", base, [{"w": values}], allow_non_finite=True)
+    outcome = merged.report.outcome
+    assert (outcome.non_finite_inputs, outcome.non_finite_outputs) == {
+        np.nan: (1, 0), np.inf: (1, 1), 3e38: (0, 1)
+    }[spoiled]  # fmt: skip
+    assert outcome.tally.tolist() == [[int(not np.isnan(spoiled))] * 2]
 
 
 def test_untouched_float64_weights_keep_their_bits(tmp_path):

@@ -16,6 +16,9 @@ import numpy as np
 # The unit of float64 sums: a tensor's flat index range is cut into blocks of this many elements from 0 on.
 BLOCK = 65_536
 
+# Blocks of bfloat16 as stored have at most this many agents: as many as fit in the registers of a processor.
+MAX_STORED_AGENTS = 4
+
 # An array of the backend: numpy.ndarray on the CPU, torch.Tensor on CUDA.
 Array = Any
 Scalar = float | np.float32
@@ -23,9 +26,11 @@ Scalar = float | np.float32
 
 @dataclass(slots=True)
 class Block:
-    """One block of one tensor, in float32.
+    """One block of one tensor, in float32, or in bfloat16 as stored.
 
-    ``base`` (n), ``agents`` (agents x n) and ``out`` (n) are workspace: primitives may overwrite them.
+    ``base`` (n), ``agents`` (agents x n) and ``out`` (n) are workspace: primitives may overwrite them. As stored,
+    they are uint16, ``base`` and each of ``agents`` are read-only, every value is finite, and the primitives are those
+    that say so: their result is what decoding, computing in float32 and encoding would give, bit for bit.
     ``index`` is the block's number in its tensor, ``start`` its first element's flat index.
     ``tally`` (agents x 2, int64) adds up changed and unique weights where a method counts them.
     """
@@ -44,13 +49,13 @@ class Kernels(Protocol):
 
     def count_changes(self, base: Array, agents: Array, epsilon: Scalar, tally: Array) -> None:
         """changed_i[j] = |x[i,j] - base[j]| > float32(epsilon). Adds to tally[i] = (changed, unique): how many
-        elements agent i changed, and how many of them no other agent changed."""
+        elements agent i changed, and how many of them no other agent changed. Takes bfloat16 as stored."""
         ...
 
     def ram(self, base: Array, agents: Array, epsilon: Scalar, scales: Array, out: Array, tally: Array) -> None:
         """Reinforced Agent Merging. d_i = x[i] - base; count = number of agents that changed the element.
         count 0: out = base, bit for bit. count 1: base + d_i * scales[i]. count >= 2: base + (sum of the changed
-        d_i in agent order, starting from 0) / count. Tally as in ``count_changes``."""
+        d_i in agent order, starting from 0) / count. Tally as in ``count_changes``. Takes bfloat16 as stored."""
         ...
 
     def ram_divide_first(

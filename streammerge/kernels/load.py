@@ -45,7 +45,7 @@ def _fingerprint() -> str:
 
     package = Path(__file__).parent.parent
     formats = Path(sys.modules["streammerge.formats"].__file__ or "").parent
-    sources = [package / "kernels" / "cpu.py", formats / "codecs.py", formats / "jit.py"]
+    sources = [*(package / "kernels").glob("*.py"), formats / "codecs.py", formats / "jit.py"]
     facts = [numba.__version__, llvmlite.binding.get_host_cpu_name(), sys.version]
     facts += [f"{source} {source.stat().st_mtime_ns} {source.stat().st_size}" for source in sources]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
