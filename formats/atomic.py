@@ -67,33 +67,24 @@ class Staging:
             if entry.name != ".lock":
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
-    def finish(self, only_file: str | None = None, *, overwrite: bool = False) -> None:
-        """Give the output its final name: the whole folder, or one file of it.
+    def finish(self, files: Sequence[str] = (), *, overwrite: bool = False) -> None:
+        """Give the output its final name: the whole folder, or ``files`` of it, beside each other where ``OUT`` lies.
 
-        Every file must be durable already; the folder and its parent are synced here.
+        Every file must be durable already; the folder and its parent are synced here. Of several files the first
+        comes last: no loader takes the others for a model without it.
         """
         self._unlock()
-        made = self.folder / only_file if only_file else self.folder
         _sync_folder(self.folder)
-        try:
-            self._put_in_place(made, overwrite)
-        except OSError as error:
-            raise OutputError(f"{made}: cannot be renamed to {self.target}: {error.strerror}") from error
+        places = [(self.folder / name, self.target.with_name(name)) for name in reversed(files)]
+        for made, place in places or [(self.folder, self.target)]:
+            try:
+                _put_in_place(made, place, overwrite)
+            except OSError as error:
+                raise OutputError(f"{made}: cannot be renamed to {place}: {error.strerror}") from error
         _sync_folder(self.target.parent)
         self._finished = True
-        if only_file:
+        if files:
             self.folder.rmdir()
-
-    def _put_in_place(self, made: Path, overwrite: bool) -> None:
-        if self.target.is_dir() and not any(self.target.iterdir()):
-            self.target.rmdir()
-        if overwrite and self.target.exists():
-            old = self.target.with_name(self.target.name + ".old")
-            self.target.rename(old)
-            made.rename(self.target)
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-        else:
-            made.rename(self.target)
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -107,6 +98,18 @@ class Staging:
         if not self._finished:
             self._unlock()
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _put_in_place(made: Path, target: Path, overwrite: bool) -> None:
+    if target.is_dir() and not any(target.iterdir()):
+        target.rmdir()
+    if overwrite and target.exists():
+        old = target.with_name(target.name + ".old")
+        target.rename(old)
+        made.rename(target)
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    else:
+        made.rename(target)
 
 
 class PresizedFile:

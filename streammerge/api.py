@@ -1,5 +1,6 @@
 """The Python API: what the command line itself calls."""
 
+import dataclasses
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,9 @@ from . import budget
 from .budget import parse_size
 from .errors import Interrupted, RecipeError
 from .events import Finishing, Listener, Notice, Planned
+from .formats.contract import Sink
 from .planning import Plan, make_plan
-from .recipe import Recipe
+from .recipe import GgufOptions, Recipe, parse_tensor_type
 from .report import Report
 
 StrPath = str | PathLike[str]
@@ -22,7 +24,8 @@ class Options(TypedDict, total=False):
     """What ``merge`` and ``plan`` take by name; the defaults are those of ``Recipe``.
 
     ``parameters`` are the method's, such as ``{"r": 0.2}``; sizes are bytes or texts such as "8G"; ``exclude`` and
-    ``only`` are regular expressions on tensor names; ``max_ram`` None is half of what is free.
+    ``only`` are regular expressions on tensor names; ``max_ram`` None is half of what is free. From ``quantize`` on
+    they are for GGUF; ``tensor_types`` are texts "REGEX=TYPE".
     """
 
     method: str
@@ -37,6 +40,15 @@ class Options(TypedDict, total=False):
     allow_non_finite: bool
     mixed_dtypes: bool
     overwrite: bool
+    quantize: str | None
+    intermediate: Literal["auto", "bf16", "f16", "f32", "none"]
+    imatrix: StrPath | None
+    pure: bool
+    tensor_types: Sequence[str]
+    output_tensor_type: str | None
+    token_embedding_type: str | None
+    gguf_template: StrPath | None
+    pre_tokenizer: str | None
 
 
 def recipe_of(
@@ -54,8 +66,22 @@ def recipe_of(
         base=Path(base),
         agents=tuple(Path(agent) for agent in agents),
         output=None if output is None else Path(output),
+        gguf=_gguf_options(output, fields),
         **fields,
     )
+
+
+def _gguf_options(output: StrPath | None, fields: dict[str, Any]) -> GgufOptions | None:
+    """Take the options for GGUF out of ``fields``; None if the output is safetensors."""
+    names = [field.name for field in dataclasses.fields(GgufOptions)]
+    given = {name: fields.pop(name) for name in names if name in fields}
+    given["tensor_types"] = tuple(parse_tensor_type(text) for text in given.get("tensor_types", ()))
+    for path in ("imatrix", "gguf_template"):
+        if given.get(path) is not None:
+            given[path] = Path(given[path])
+    options = GgufOptions(**given)
+    named = output is not None and Path(output).suffix == ".gguf"
+    return options if named or options != GgufOptions() else None
 
 
 def plan(base: StrPath, agents: Sequence[StrPath], output: StrPath | None = None, **options: Unpack[Options]) -> Plan:
@@ -84,8 +110,11 @@ def plan_recipe(recipe: Recipe, listener: Listener = lambda event: None) -> Plan
     """Plan a recipe. The kernels are loaded first, so that the memory they take is in ``reserved``."""
     from .kernels.load import load_cpu
 
-    load_cpu(lambda text: listener(Notice(text)))
-    return make_plan(recipe)
+    def notify(text: str) -> None:
+        listener(Notice(text))
+
+    load_cpu(notify)
+    return make_plan(recipe, notify)
 
 
 def merge_recipe(
@@ -98,22 +127,21 @@ def merge_recipe(
     from .execute import execute
     from .folder import complete_folder
     from .formats.atomic import Staging
-    from .formats.safetensors import SafetensorsSink
     from .kernels.load import load_cpu
     from .report import agent_shares
 
     if recipe.output is None:
-        raise RecipeError("no output given; add -o OUT, a folder or a file that ends in .safetensors")
+        raise RecipeError("no output given; add -o OUT, a folder or a file that ends in .safetensors or .gguf")
     stop = stop or threading.Event()
     kernels = load_cpu(lambda text: listener(Notice(text)))
     began = time.perf_counter()
-    planned = make_plan(recipe)
+    planned = plan_recipe(recipe, listener)
     listener(Planned(planned))
     for notice in planned.notices:
         listener(Notice(notice))
-    single_file = recipe.output.name if recipe.output.suffix == ".safetensors" else None
-    with Staging(recipe.output) as staging:
-        sink = SafetensorsSink(staging.folder, planned.files)
+    assert planned.output is not None
+    with Staging(planned.output) as staging:
+        sink = _open_sink(planned, staging.folder)
         try:
             outcome = execute(planned, kernels, sink, listener, stop)
             listener(Finishing())
@@ -121,9 +149,20 @@ def merge_recipe(
         finally:
             sink.close()
         shares = agent_shares(planned, outcome)
-        if single_file is None:
+        if planned.is_folder:
             complete_folder(planned, staging.folder, shares)
         if stop.is_set():
             raise Interrupted("interrupted; nothing was written under the final name")
-        staging.finish(single_file, overwrite=recipe.overwrite)
+        files = () if planned.is_folder else [file.name for file in planned.files]
+        staging.finish(files, overwrite=recipe.overwrite)
     return Report(planned, outcome, time.perf_counter() - began, budget.peak(), shares)
+
+
+def _open_sink(plan: Plan, folder: Path) -> Sink:
+    if plan.gguf is None:
+        from .formats.safetensors import SafetensorsSink
+
+        return SafetensorsSink(folder, plan.files)
+    from .formats.gguf import GgufSink
+
+    return GgufSink(folder, plan.files)

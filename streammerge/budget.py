@@ -69,6 +69,7 @@ class Demand:
     floats: int  # for each element of a block: base, agents and result in float32
     worker: int  # for each worker: counters of the measure passes
     tensor: int  # for each tensor in flight, one more than workers: its sums and counters
+    grain: int = 1  # elements that must stay together in a chunk
 
     def per_worker(self, chunk: int) -> int:
         """Bytes of one worker that carries chunks of this many elements."""
@@ -91,7 +92,8 @@ def fit(demand: Demand, *, allowed: int, reserved: int, threads: int) -> Memory:
     """As many workers as asked, with chunks as large as the budget lets them be: first smaller chunks, then
     fewer workers. Raises BudgetError naming the least budget that would do."""
     fixed = reserved + _FIXED + demand.tensor
-    smallest = fixed + demand.tensor + demand.per_worker(BLOCK)
+    fewest = -(-demand.grain // BLOCK)  # blocks of the smallest chunk
+    smallest = fixed + demand.tensor + demand.per_worker(fewest * BLOCK)
     least = -(-smallest // (4 * MIB)) * 4 * MIB  # rounded up: reserved varies a little
     if smallest > allowed:
         raise BudgetError(
@@ -101,9 +103,9 @@ def fit(demand: Demand, *, allowed: int, reserved: int, threads: int) -> Memory:
     for workers in range(threads, 0, -1):
         room = (allowed - fixed) // workers - demand.tensor - demand.per_worker(0)
         blocks = room // (BLOCK * (demand.inputs + demand.output))
-        if blocks >= 1:
+        if blocks >= fewest:
             break
-    chunk = min(blocks * BLOCK, _LARGEST_CHUNK)
+    chunk = min(blocks * BLOCK, max(_LARGEST_CHUNK, fewest * BLOCK))
     projected = fixed + workers * (demand.tensor + demand.per_worker(chunk))
     return Memory(allowed, reserved, projected, least, workers, chunk)
 

@@ -40,6 +40,8 @@ class _Execution:
             for model in (plan.base, *plan.agents):
                 readers.append(model.reader(plan.io))
                 stack.callback(readers[-1].close)
+            for name, values in (plan.gguf.constants if plan.gguf else {}).items():
+                self.sink.write(name, 0, values.view(np.uint8).ravel())
             workers = [Worker(plan, self.kernels, readers, self.sink) for _ in range(plan.memory.workers)]
             state = self._measure_model(workers)
             self._blend(workers, state)

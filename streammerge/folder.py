@@ -7,7 +7,8 @@ from typing import Any
 
 from .formats.atomic import copy_file, write_file
 from .formats.dtypes import DTYPES, TORCH_NAMES
-from .planning import Plan, TensorJob
+from .jobs import TensorJob
+from .planning import Plan
 from .report import AgentShare, model_card
 
 CARD = "README.md"

@@ -6,11 +6,12 @@ Whatever can be known before reading a byte of weights fails here, by the name o
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import budget
 from .budget import Demand, Memory
@@ -20,29 +21,17 @@ from .formats.contract import OutputFile, OutputTensor, TensorInfo, total_bytes
 from .formats.dtypes import DTYPES
 from .formats.reading import WINDOW_GRAIN
 from .formats.safetensors import SINGLE, index_json, layout
+from .jobs import TensorJob
 from .kernels.contract import BLOCK
 from .methods import build_method
-from .methods.base import Method
-from .recipe import Recipe, compile_pattern
+from .methods.base import Measure, Method
+from .recipe import DEFAULT_SHARD, Recipe, compile_pattern
 
+if TYPE_CHECKING:
+    from .gguf.output import GgufOutput
 
-@dataclass(frozen=True, slots=True)
-class TensorJob:
-    """One output tensor. ``merge``: computed from base and agents; ``copy``: the base's bytes; ``cast``: the base's
-    values in another type. ``counted`` is false where a tied head repeats the embedding's weights."""
-
-    name: str
-    shape: tuple[int, ...]
-    source_dtype: str
-    dtype: str
-    action: Literal["merge", "copy", "cast"]
-    reason: str
-    counted: bool = True
-
-    @property
-    def elements(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
+# What quantizing takes beside the chunk and the pieces: an encoder's own scratch, and the largest small tensor.
+QUANTIZING = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -54,11 +43,18 @@ class Plan:
     base: Checkpoint
     agents: tuple[Checkpoint, ...]
     jobs: tuple[TensorJob, ...]
+    output: Path | None  # the folder or file that will stand there
     files: tuple[OutputFile, ...]
     memory: Memory
     io: Literal["mmap", "pread"]
     free_disk: int | None
     notices: tuple[str, ...]
+    gguf: "GgufOutput | None" = None
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the output is a model folder; otherwise it is ``files``, beside each other."""
+        return self.gguf is None and self.recipe.output is not None and self.recipe.output.suffix != ".safetensors"
 
     @property
     def model_passes(self) -> int:
@@ -91,9 +87,28 @@ class Plan:
         """Size of the weights that are written."""
         return total_bytes(self.files)
 
-    def chunks(self, job: TensorJob) -> list[tuple[int, int]]:
+    def step(self, job: TensorJob, measure: Measure | None = None) -> int:
+        """Elements of a chunk of this job, in a measure pass or (None) the blend.
+
+        What is blended is cut between the grains of its output. Float sums are cut at multiples of BLOCK, whatever
+        the output is: so they never change.
+        """
+        if measure is not None and measure.kind != "blocks":
+            return self.memory.chunk
+        return self.memory.chunk // job.grain * job.grain
+
+    def blocks(self, job: TensorJob, measure: Measure | None = None) -> int:
+        """How many blocks all chunks of a job have together."""
+        whole, rest = divmod(job.elements, self.step(job, measure))
+        return whole * self.blocks_of_chunk(job, measure) + -(-rest // BLOCK)
+
+    def blocks_of_chunk(self, job: TensorJob, measure: Measure | None = None) -> int:
+        """How many blocks a whole chunk has."""
+        return -(-self.step(job, measure) // BLOCK)
+
+    def chunks(self, job: TensorJob, measure: Measure | None = None) -> list[tuple[int, int]]:
         """The chunks of one job as (start, stop) in elements."""
-        step = self.memory.chunk
+        step = self.step(job, measure)
         return [(start, min(start + step, job.elements)) for start in range(0, job.elements, step)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,7 +116,8 @@ class Plan:
         return {
             "base": str(self.recipe.base),
             "agents": [str(path) for path in self.recipe.agents],
-            "output": None if self.recipe.output is None else str(self.recipe.output),
+            "output": None if self.output is None else str(self.output),
+            "quantize": None if self.gguf is None else self.gguf.file_type.name,
             "method": {"name": self.method.name, "parameters": self.method.values()},
             "passes": {"model": self.model_passes, "tensor": self.tensor_passes},
             "memory": asdict(self.memory),
@@ -121,8 +137,11 @@ class Plan:
         return json.dumps(self.to_dict(), indent=2)
 
 
-def make_plan(recipe: Recipe, *, reserved: int | None = None) -> Plan:
-    """Decide everything about a merge from headers. ``reserved`` (bytes) is measured if not given.
+def make_plan(
+    recipe: Recipe, notify: Callable[[str], None] = lambda text: None, *, reserved: int | None = None
+) -> Plan:
+    """Decide everything about a merge from headers. ``reserved`` (bytes) is measured if not given, after the kernels
+    that quantize have been loaded; ``notify`` is told if they have to be compiled first.
 
     Raises FormatError, MismatchError, RecipeError, OutputError, BudgetError.
     """
@@ -131,10 +150,16 @@ def make_plan(recipe: Recipe, *, reserved: int | None = None) -> Plan:
     agents = tuple(open_checkpoint(path) for path in recipe.agents)
     _check_distinct(base, agents, method)
     jobs, notices = _plan_jobs(recipe, base, agents)
-    single = recipe.output.name if recipe.output is not None and recipe.output.suffix == ".safetensors" else SINGLE
-    shard = None if single != SINGLE else recipe.max_shard_size
-    files = layout([OutputTensor(job.name, job.dtype, job.shape) for job in jobs], shard, single)
-    free = None if recipe.output is None else _check_output(recipe, (base, *agents), files)
+    gguf: GgufOutput | None = None
+    if recipe.gguf is not None:
+        from .gguf.output import plan_gguf
+        from .kernels.load import load_quants
+
+        gguf = plan_gguf(recipe, recipe.gguf, base, agents, jobs)
+        load_quants({job.target.dtype for job in gguf.jobs if job.target}, notify)
+        jobs, files, output = gguf.jobs, gguf.files, gguf.path
+    else:
+        output, files = recipe.output, _safetensors_files(recipe, jobs)
     # Positional reads by default: their memory is known exactly, and a failing disk is an error, not a signal.
     io: Literal["mmap", "pread"] = "mmap" if recipe.io == "mmap" else "pread"
     threads = recipe.threads or _processors()
@@ -144,7 +169,17 @@ def make_plan(recipe: Recipe, *, reserved: int | None = None) -> Plan:
         reserved=budget.peak() if reserved is None else reserved,
         threads=threads,
     )
-    return Plan(recipe, method, base, agents, jobs, files, memory, io, free, notices)
+    notices = (*notices, *(gguf.notices if gguf else ()))
+    plan = Plan(recipe, method, base, agents, jobs, output, files, memory, io, None, notices, gguf)
+    return plan if output is None else replace(plan, free_disk=_check_output(plan, output))
+
+
+def _safetensors_files(recipe: Recipe, jobs: Sequence[TensorJob]) -> tuple[OutputFile, ...]:
+    tensors = [OutputTensor(job.name, job.dtype, job.shape) for job in jobs]
+    if recipe.output is not None and recipe.output.suffix == ".safetensors":
+        return layout(tensors, None, recipe.output.name)
+    limit = DEFAULT_SHARD if recipe.max_shard_size is None else recipe.max_shard_size
+    return layout(tensors, limit or None, SINGLE)
 
 
 def _processors() -> int:
@@ -204,7 +239,7 @@ def _job(
 ) -> TensorJob:
     reason = selection.reason(info.name)
     floating = DTYPES[info.dtype].floating
-    dtype = recipe.dtype if recipe.dtype is not None and floating else info.dtype
+    dtype = info.dtype if recipe.stored_dtype is None or not floating else recipe.stored_dtype
     if reason is None and not floating:
         reason = f"{info.dtype} is not a floating-point type"
     if reason is not None or info.elements == 0:
@@ -253,30 +288,28 @@ def _check_extra(base: Checkpoint, agent: Checkpoint, selection: _Selection) -> 
 # --- where it goes ---------------------------------------------------------------------------------------------------
 
 
-def _check_output(recipe: Recipe, models: Sequence[Checkpoint], files: Sequence[OutputFile]) -> int:
+def _check_output(plan: Plan, output: Path) -> int:
     """The target must be free, apart from the inputs, writable, and have the space. Returns the free bytes."""
-    assert recipe.output is not None
-    target = recipe.output.absolute()
+    target = output.absolute()
     resolved = target.resolve()
-    for model in models:
+    for model in (plan.base, *plan.agents):
         place = model.path.resolve()
         if resolved == place or resolved.is_relative_to(place) or place.is_relative_to(resolved):
-            raise OutputError(
-                f"{recipe.output}: is the input {model.path}, or one lies inside the other; choose another"
-            )
+            raise OutputError(f"{output}: is the input {model.path}, or one lies inside the other; choose another")
         if resolved in (file.resolve() for file in model.files):
-            raise OutputError(f"{recipe.output}: is a file of the input {model.path}; choose another")
-    occupied = target.is_file() or (target.is_dir() and any(target.iterdir())) or target.is_symlink()
-    if occupied and not recipe.overwrite:
-        raise OutputError(f"{recipe.output}: exists already; choose another, or give --overwrite")
+            raise OutputError(f"{output}: is a file of the input {model.path}; choose another")
+    for place in (target, *(() if plan.is_folder else (target.with_name(file.name) for file in plan.files))):
+        occupied = place.is_file() or (place.is_dir() and any(place.iterdir())) or place.is_symlink()
+        if occupied and not plan.recipe.overwrite:
+            raise OutputError(f"{output.with_name(place.name)}: exists already; choose another, or give --overwrite")
     existing = next(parent for parent in target.parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise OutputError(f"{existing}: is not a folder that can be written to")
     free = shutil.disk_usage(existing).free
-    needed = total_bytes(files) + (len(index_json(files)) if len(files) > 1 else 0)
+    needed = plan.bytes_to_write + (len(index_json(plan.files)) if plan.gguf is None and len(plan.files) > 1 else 0)
     if needed > free:
         raise OutputError(
-            f"{recipe.output}: needs {budget.format_size(needed)}, but {existing} has {budget.format_size(free)} free"
+            f"{output}: needs {budget.format_size(needed)}, but {existing} has {budget.format_size(free)} free"
         )
     return free
 
@@ -293,7 +326,7 @@ def input_widths(base: Checkpoint, agents: Sequence[Checkpoint], jobs: Sequence[
 
 
 def output_width(jobs: Sequence[TensorJob]) -> int:
-    """Bytes of the widest element that is written."""
+    """Bytes of the widest element that a merge gives, before it is quantized."""
     return max(DTYPES[job.dtype].itemsize for job in jobs)
 
 
@@ -307,7 +340,7 @@ def _demand(
 ) -> Demand:
     merged = [job for job in jobs if job.action == "merge"]
     counters, rows = 0, 0
-    blocks = max(-(-job.elements // BLOCK) for job in merged)
+    blocks = max(-(-job.elements // BLOCK) + -(-job.elements // job.grain) * (job.grain > 1) for job in merged)
     for measure in method.measures():
         size = 8 * prod(measure.shape(len(agents)))
         counters = max(counters, size) if measure.kind == "counts" else counters
@@ -321,11 +354,29 @@ def _demand(
         inputs *= 2 if crooked else 1
     return Demand(
         inputs=inputs,
-        output=output_width(jobs),
+        output=output_width(jobs) + quantized_width(jobs),
         floats=4 * (len(agents) + 2),
-        worker=counters + edges,
+        worker=counters + edges + 2 * 4 * piece_size(jobs) + (QUANTIZING if piece_size(jobs) else 0),
         tensor=2 * counters + 3 * rows,
+        grain=max(job.grain for job in jobs),
     )
+
+
+def quantized_width(jobs: Sequence[TensorJob]) -> int:
+    """Bytes of an element in a GGUF file, at most and rounded up, in tensors of more than a block; 0 without these."""
+    targets = [job.target for job in jobs if job.target and job.elements > BLOCK]
+    return max((-(-target.block_bytes // target.block) for target in targets), default=0)
+
+
+def encoded_size(jobs: Sequence[TensorJob], chunk: int) -> int:
+    """Bytes of the largest piece of a GGUF file that a chunk becomes."""
+    return max(job.target.nbytes(min(chunk, job.elements)) for job in jobs if job.target)
+
+
+def piece_size(jobs: Sequence[TensorJob]) -> int:
+    """Elements that are quantized at a time: a block, or two rows where these are longer; 0 for safetensors."""
+    rows = [2 * job.shape[-1] for job in jobs if job.target and job.shape]
+    return max(BLOCK, *rows) if rows else 0
 
 
 def weights_of(jobs: Sequence[TensorJob]) -> Mapping[str, int]:

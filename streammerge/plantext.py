@@ -4,8 +4,9 @@ import inspect
 from itertools import groupby
 
 from .budget import format_size
+from .jobs import TensorJob
 from .methods.base import Method, Parameter
-from .planning import Plan, TensorJob, weights_of
+from .planning import Plan, weights_of
 
 
 def plan_text(plan: Plan) -> str:
@@ -15,8 +16,9 @@ def plan_text(plan: Plan) -> str:
         f"method   {plan.method.name}: " + ", ".join(f"{name}={value}" for name, value in plan.method.values().items()),
         f"base     {plan.recipe.base}",
         *(f"agent    {path}" for path in plan.recipe.agents),
-        f"output   {plan.recipe.output or '(none given)'}: {format_size(plan.bytes_to_write)} in "
+        f"output   {plan.output or '(none given)'}: {format_size(plan.bytes_to_write)} in "
         f"{len(plan.files)} file{'s' if len(plan.files) > 1 else ''}"
+        + ("" if plan.gguf is None else f", {plan.gguf.file_type.name}")
         + ("" if plan.free_disk is None else f", {format_size(plan.free_disk)} free"),
         f"weights  {weights['merge']:,} merged, {weights['copy']:,} copied, {weights['cast']:,} copied in another type",
         f"reading  {format_size(plan.bytes_to_read)}: {plan.model_passes} over the model, "
@@ -27,12 +29,21 @@ def plan_text(plan: Plan) -> str:
     ]
     lines += [f"note     {notice}" for notice in plan.notices]
     lines.append("tensors")
+    if plan.gguf is not None:
+        return "\n".join([*lines, *map(_gguf_line, plan.jobs)])
     for (action, source, dtype, reason), group in groupby(plan.jobs, key=_kind):
         jobs = list(group)
         names = jobs[0].name if len(jobs) == 1 else f"{jobs[0].name} ... {jobs[-1].name} ({len(jobs)})"
         types = dtype if source == dtype else f"{source} to {dtype}"
         lines.append(f"  {action:5} {types:5} {names}" + ("" if action == "merge" else f": {reason}"))
     return "\n".join(lines)
+
+
+def _gguf_line(job: TensorJob) -> str:
+    target = job.target
+    assert target is not None
+    reason = "" if job.action == "merge" else f": {job.reason}"
+    return f"  {job.action:5} {job.source_dtype} to {target.dtype:6} {target.name}{reason}"
 
 
 def _kind(job: TensorJob) -> tuple[str, str, str, str]:

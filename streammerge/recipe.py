@@ -11,13 +11,41 @@ from .formats.dtypes import floating_dtype
 from .methods import find_method
 
 DEFAULT_METHOD = "ram+"
-DEFAULT_SHARD = 5 * 10**9
+DEFAULT_SHARD = 5 * 10**9  # of safetensors; a GGUF file is one unless asked otherwise
+INTERMEDIATES = ("auto", "bf16", "f16", "f32", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class GgufOptions:
+    """What only a GGUF output has. ``tensor_types`` are (regular expression, type); ``quantize`` None is unquantized,
+    ``intermediate`` the type that values are rounded to before they are quantized."""
+
+    quantize: str | None = None
+    intermediate: str = "auto"
+    imatrix: Path | None = None
+    pure: bool = False
+    tensor_types: tuple[tuple[str, str], ...] = ()
+    output_tensor_type: str | None = None
+    token_embedding_type: str | None = None
+    gguf_template: Path | None = None
+    pre_tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.intermediate not in INTERMEDIATES:
+            known = ", ".join(INTERMEDIATES)
+            raise RecipeError(f"--intermediate {self.intermediate!r} is not known; it is one of {known}")
+        if self.quantize is None:
+            for option in ("imatrix", "pure", "tensor_types", "output_tensor_type", "token_embedding_type"):
+                if getattr(self, option):
+                    name = {"tensor_types": "tensor-type"}.get(option, option.replace("_", "-"))
+                    raise RecipeError(f"--{name} says how to quantize; add --quantize TYPE, such as Q4_K_M")
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """One merge: inputs, output, method, and how to go about it. Sizes in bytes; ``max_ram`` None means a share
-    of what is free, ``threads`` None every processor, ``max_shard_size`` None one file."""
+    of what is free, ``threads`` None every processor, ``max_shard_size`` None what is usual for the format, 0 one file.
+    ``gguf`` is None where the output is safetensors."""
 
     base: Path
     agents: tuple[Path, ...]
@@ -30,10 +58,11 @@ class Recipe:
     exclude: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     dtype: str | None = None
-    max_shard_size: int | None = DEFAULT_SHARD
+    max_shard_size: int | None = None
     allow_non_finite: bool = False
     mixed_dtypes: bool = False
     overwrite: bool = False
+    gguf: GgufOptions | None = None
 
     def __post_init__(self) -> None:
         find_method(self.method)
@@ -45,6 +74,16 @@ class Recipe:
             compile_pattern(pattern)
         if self.dtype is not None:
             object.__setattr__(self, "dtype", _dtype(self.dtype))
+        if self.gguf is not None and self.output is not None and self.output.suffix == ".safetensors":
+            raise RecipeError(f"{self.output}: is to be safetensors, but options for GGUF are given; name it .gguf")
+        if self.dtype is not None and self.gguf is not None and self.gguf.intermediate != "auto":
+            raise RecipeError("--dtype and --intermediate both say what to round to; leave out one of them")
+
+    @property
+    def stored_dtype(self) -> str | None:
+        """The floating type that the result is rounded to, as it is or before it is quantized; None is the base's."""
+        asked = "auto" if self.gguf is None else self.gguf.intermediate
+        return self.dtype if asked == "auto" else "F32" if asked == "none" else asked.upper()
 
 
 def _dtype(text: str) -> str:
@@ -52,6 +91,14 @@ def _dtype(text: str) -> str:
         return floating_dtype(text)
     except FormatError as error:
         raise RecipeError(str(error)) from None
+
+
+def parse_tensor_type(text: str) -> tuple[str, str]:
+    """``REGEX=TYPE`` as typed. Raises RecipeError."""
+    pattern, equals, kind = text.rpartition("=")
+    if not equals or not pattern or not kind:
+        raise RecipeError(f"--tensor-type {text!r}: write REGEX=TYPE, such as 'ffn_down=Q6_K'")
+    return pattern, kind
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:

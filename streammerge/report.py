@@ -49,11 +49,17 @@ class Report:
         """The report as plain data for JSON."""
         memory = {**asdict(self.plan.memory), "peak": self.peak}
         return {
-            "output": str(self.plan.recipe.output),
+            "output": str(self.plan.output),
+            "files": [file.name for file in self.plan.files],
             "method": {"name": self.plan.method.name, "parameters": self.plan.method.values()},
             "weights": dict(weights_of(self.plan.jobs)),
             "tensors": {
-                job.name: {"action": job.action, "reason": job.reason, "dtype": job.dtype} for job in self.plan.jobs
+                job.name: {
+                    "action": job.action,
+                    "reason": job.reason,
+                    "dtype": job.target.dtype if job.target else job.dtype,
+                }
+                for job in self.plan.jobs
             },
             "agents": [asdict(share) for share in self.agents],
             "non_finite": {"inputs": self.outcome.non_finite_inputs, "outputs": self.outcome.non_finite_outputs},
@@ -96,8 +102,9 @@ def summary(report: Report) -> list[str]:
     plan, outcome, memory = report.plan, report.outcome, report.plan.memory
     weights = weights_of(plan.jobs)
     lines = [
-        f"{plan.recipe.output}: {len(plan.jobs)} tensors, {sum(weights.values()):,} weights, "
-        f"{format_size(plan.bytes_to_write)} ({plan.method.name})"
+        f"{plan.output}: {len(plan.jobs)} tensors, {sum(weights.values()):,} weights, "
+        f"{format_size(plan.bytes_to_write)} ({plan.method.name}"
+        + (")" if plan.gguf is None else f", {plan.gguf.file_type.name})")
     ]
     lines += [
         f"  {weights[action]:,} {word}"

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernels.contract import BLOCK
+from .jobs import TensorJob
 from .methods.base import Extent, Measure, State
-from .planning import Plan, TensorJob
+from .planning import Plan
 
 
 @dataclass
@@ -32,11 +32,13 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One chunk of one pass: elements ``start`` to ``stop`` of the job's tensor."""
+    """One chunk of one pass: elements ``start`` to ``stop`` of the job's tensor; ``first_block`` is the number of its
+    first block among all blocks of the pass."""
 
     running: Running
     start: int
     stop: int
+    first_block: int
 
 
 class Schedule:
@@ -69,9 +71,7 @@ class Schedule:
         with self._condition:
             if self._ready:
                 return self._ready[0]
-            if self._waiting and (chunks := self._plan.chunks(self._waiting[0].job)):
-                return Task(self._waiting[0], *chunks[0])
-            return None
+            return next(iter(self._tasks(self._waiting[0])), None) if self._waiting else None
 
     def done(self, task: Task, numbers: NDArray[Any] | None) -> None:
         """A chunk is finished; ``numbers`` is what it measured."""
@@ -92,16 +92,23 @@ class Schedule:
 
     def _begin(self, running: Running) -> None:
         """Put the chunks of a job's present pass at the front."""
-        chunks = self._plan.chunks(running.job)
-        if not chunks:
+        tasks = self._tasks(running)
+        if not tasks:
             return
         if running.position == 0 and running.left == 0:
             self._unfinished += 1
-        running.left = len(chunks)
+        running.left = len(tasks)
         measure = running.passes[running.position]
         if measure is not None:
-            running.measured = storage(measure, running.job.elements, len(self._plan.agents))
-        self._ready.extendleft(Task(running, start, stop) for start, stop in reversed(chunks))
+            running.measured = storage(measure, self._plan.blocks(running.job, measure), len(self._plan.agents))
+        self._ready.extendleft(reversed(tasks))
+
+    def _tasks(self, running: Running) -> list[Task]:
+        """The chunks of a job's present pass."""
+        job, measure = running.job, running.passes[running.position]
+        each = self._plan.blocks_of_chunk(job, measure)
+        chunks = self._plan.chunks(job, measure)
+        return [Task(running, *chunk, number * each) for number, chunk in enumerate(chunks)]
 
     def _collect(self, task: Task, numbers: NDArray[Any]) -> None:
         measured, measure = task.running.measured, task.running.passes[task.running.position]
@@ -109,8 +116,7 @@ class Schedule:
         if measure.kind == "counts":
             measured += numbers
         else:
-            first = task.start // BLOCK
-            measured[first : first + len(numbers)] = numbers
+            measured[task.first_block : task.first_block + len(numbers)] = numbers
 
     def _conclude(self, running: Running) -> None:
         measure = running.passes[running.position]
@@ -134,12 +140,12 @@ def _needed(step: Measure | None, state: State) -> bool:
     return step is None or step.needed(state)
 
 
-def storage(measure: Measure, elements: int, agents: int) -> NDArray[Any]:
-    """Zeros for what a pass measures in so many elements: one array of counts, or a row for each block."""
+def storage(measure: Measure, blocks: int, agents: int) -> NDArray[Any]:
+    """Zeros for what a pass measures in so many blocks: one array of counts, or a row for each block."""
     shape = measure.shape(agents)
     if measure.kind == "counts":
         return np.zeros(shape, np.int64)
-    return np.zeros((-(-elements // BLOCK), *shape), np.float64 if measure.kind == "sums" else np.int64)
+    return np.zeros((blocks, *shape), np.float64 if measure.kind == "sums" else np.int64)
 
 
 def _add_up(measure: Measure, measured: NDArray[Any]) -> NDArray[Any]:

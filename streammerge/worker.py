@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,15 @@ from .errors import NonFiniteError
 from .formats import codecs
 from .formats.contract import Bytes, Reader, Sink
 from .formats.dtypes import DTYPES
+from .jobs import TensorJob
 from .kernels.contract import BLOCK, MAX_STORED_AGENTS, Block, Kernels
 from .methods.base import State
-from .planning import Plan, TensorJob, input_widths, output_width
+from .planning import Plan, encoded_size, input_widths, output_width, piece_size
 from .schedule import Task, storage
+
+if TYPE_CHECKING:
+    from .gguf.encode import Encoder
+    from .gguf.output import GgufOutput
 
 Floats = NDArray[np.float32]
 
@@ -46,6 +51,7 @@ class Worker:
         chunk = plan.memory.chunk
         self._raw = [np.empty(chunk * width, np.uint8) for width in input_widths(plan.base, plan.agents, plan.jobs)]
         self._packed = np.empty(chunk * output_width(plan.jobs), np.uint8)
+        self._encoder = None if plan.gguf is None else _encoder(plan, plan.gguf)
         self._base = np.empty(BLOCK, np.float32)
         self._agents = np.empty(len(plan.agents) * BLOCK, np.float32)
         self._out = np.empty(BLOCK, np.float32)
@@ -57,7 +63,7 @@ class Worker:
         job = task.running.job
         if job.action == "merge":
             return self._merge(task)
-        self._copy(job, task.start, task.stop)
+        self._copy(task)
         return None
 
     def _read(self, model: int, name: str, start: int, stop: int) -> Bytes:
@@ -69,9 +75,17 @@ class Worker:
         self.outcome.waiting += time.perf_counter() - began
         return raw
 
-    def _write(self, job: TensorJob, start: int, data: Bytes) -> None:
+    def _write(self, job: TensorJob, start: int, stop: int, packed: Bytes) -> None:
+        """Write elements ``start`` to ``stop``, which ``packed`` holds in the job's type."""
+        name, position, data = job.name, start * DTYPES[job.dtype].itemsize, packed
+        if job.target is not None:
+            assert self._encoder is not None
+            began = time.perf_counter()
+            name, position = job.target.name, job.target.nbytes(job.target.first + start)
+            data = self._encoder.encode(job, start, stop, packed)
+            self.outcome.computing += time.perf_counter() - began
         began = time.perf_counter()
-        self._sink.write(job.name, start * DTYPES[job.dtype].itemsize, data)
+        self._sink.write(name, position, data)
         self.outcome.bytes_written += len(data)
         self.outcome.waiting += time.perf_counter() - began
 
@@ -87,22 +101,23 @@ class Worker:
         raws = [self._read(model, job.name, task.start, task.stop) for model in range(models)]
         began = time.perf_counter()
         measure = running.passes[running.position]
-        numbers = None if measure is None else storage(measure, task.stop - task.start, len(plan.agents))
+        blocks = -(-(task.stop - task.start) // BLOCK)
+        numbers = None if measure is None else storage(measure, blocks, len(plan.agents))
         for offset in range(0, task.stop - task.start, BLOCK):
             count = min(BLOCK, task.stop - task.start - offset)
             if measure is None:
                 self._blend(task, raws, offset, count)
             else:
                 assert numbers is not None
-                block = self._stored(job, raws, task.start, offset, count)
+                block = self._stored(task, raws, offset, count)
                 if block is None:
-                    block = self._decode(job, raws, task.start, offset, count, first_pass=running.position == 0)
+                    block = self._decode(task, raws, offset, count)
                 target = numbers if measure.kind == "counts" else numbers[offset // BLOCK]
                 measure.block(self._kernels, block, running.state, target)
         self.outcome.computing += time.perf_counter() - began
         if measure is None:
             packed = (task.stop - task.start) * DTYPES[job.dtype].itemsize
-            self._write(job, task.start, self._packed[:packed])
+            self._write(job, task.start, task.stop, self._packed[:packed])
         self._release(models, job.name, task.start, task.stop)
         return numbers
 
@@ -110,18 +125,19 @@ class Worker:
         """One block of the result, encoded into its place among the packed bytes of the chunk."""
         running, job, method = task.running, task.running.job, self._plan.method
         before = self.outcome.tally.copy()
-        block = self._stored(job, raws, task.start, offset, count)
+        block = self._stored(task, raws, offset, count)
         if block is not None:
             method.blend(self._kernels, block, running.state)
             if codecs.all_finite("BF16", block.out.view(np.uint8)):
                 return
             self.outcome.tally[:] = before  # an overflow: over float32 once more, where it is counted and named
-        block = self._decode(job, raws, task.start, offset, count, first_pass=running.position == 0)
+        block = self._decode(task, raws, offset, count)
         method.blend(self._kernels, block, running.state)
         self._encode(job, block, raws[0], offset)
 
-    def _stored(self, job: TensorJob, raws: Sequence[Bytes], start: int, offset: int, count: int) -> Block | None:
+    def _stored(self, task: Task, raws: Sequence[Bytes], offset: int, count: int) -> Block | None:
         """One block of every model in bfloat16 as stored, if the method takes it so and all values are finite."""
+        job = task.running.job
         if not (self._plan.method.stored and len(raws) <= 1 + MAX_STORED_AGENTS and job.dtype == "BF16"):
             return None
         if any(model.tensors[job.name].dtype != "BF16" for model in self._models):
@@ -131,25 +147,25 @@ class Worker:
             return None
         base, *agents = (piece.view(np.uint16) for piece in pieces)
         out = self._packed[2 * offset : 2 * (offset + count)].view(np.uint16)
-        return Block(job.name, (start + offset) // BLOCK, start + offset, base, agents, out, self._tally(job))
+        return self._block(task, offset, base, agents, out)
 
-    def _tally(self, job: TensorJob) -> NDArray[np.int64]:
-        return self.outcome.tally if job.counted else self._unused
+    def _block(self, task: Task, offset: int, base: Any, agents: Any, out: Any) -> Block:
+        job = task.running.job
+        tally = self.outcome.tally if job.counted else self._unused
+        return Block(job.name, task.first_block + offset // BLOCK, task.start + offset, base, agents, out, tally)
 
-    def _decode(
-        self, job: TensorJob, raws: Sequence[Bytes], start: int, offset: int, count: int, *, first_pass: bool
-    ) -> Block:
+    def _decode(self, task: Task, raws: Sequence[Bytes], offset: int, count: int) -> Block:
         """One block of every model as float32. Non-finite inputs are counted in the first pass that sees them."""
+        job = task.running.job
         agents = self._agents[: len(self._plan.agents) * count].reshape(-1, count)
         rows = [self._base[:count], *agents]
         for model, raw in enumerate(raws):
             dtype = self._models[model].tensors[job.name].dtype
             width = DTYPES[dtype].itemsize
             found = codecs.decode(dtype, raw[offset * width : (offset + count) * width], rows[model])
-            if found and first_pass:
-                self._found_non_finite(job, model, rows[model], start + offset, found)
-        index, first = (start + offset) // BLOCK, start + offset
-        return Block(job.name, index, first, self._base[:count], agents, self._out[:count], self._tally(job))
+            if found and task.running.position == 0:
+                self._found_non_finite(job, model, rows[model], task.start + offset, found)
+        return self._block(task, offset, self._base[:count], agents, self._out[:count])
 
     def _encode(self, job: TensorJob, block: Block, base_raw: Bytes, offset: int) -> None:
         width, count = DTYPES[job.dtype].itemsize, len(block.out)
@@ -164,17 +180,18 @@ class Worker:
             if not self._plan.recipe.allow_non_finite:
                 raise self._bad_output(job, block.out, packed, block.start)
 
-    def _copy(self, job: TensorJob, start: int, stop: int) -> None:
+    def _copy(self, task: Task) -> None:
+        job, start, stop = task.running.job, task.start, task.stop
         raw = self._read(0, job.name, start, stop)
         if job.action == "copy":
-            self._write(job, start, raw)
+            self._write(job, start, stop, raw)
         else:
             for offset in range(0, stop - start, BLOCK):
                 count = min(BLOCK, stop - start - offset)
-                block = self._decode(job, [raw], start, offset, count, first_pass=True)
+                block = self._decode(task, [raw], offset, count)
                 block.out[:] = block.base
                 self._encode(job, block, raw, offset)
-            self._write(job, start, self._packed[: (stop - start) * DTYPES[job.dtype].itemsize])
+            self._write(job, start, stop, self._packed[: (stop - start) * DTYPES[job.dtype].itemsize])
         self._release(1, job.name, start, stop)
 
     def _found_non_finite(self, job: TensorJob, model: int, row: Floats, start: int, found: int) -> None:
@@ -205,6 +222,12 @@ class Worker:
             info = self._models[model].tensors[task.running.job.name]
             width = DTYPES[info.dtype].itemsize
             self._readers[model].ahead(info, task.start * width, task.stop * width)
+
+
+def _encoder(plan: Plan, output: "GgufOutput") -> "Encoder":
+    from .gguf.encode import Encoder
+
+    return Encoder(output.weights, piece_size(plan.jobs), encoded_size(plan.jobs, plan.memory.chunk))
 
 
 def _index(job: TensorJob, flat: int) -> list[int]:

@@ -6,6 +6,7 @@ one of its types is first used. Types that are only read (IQ1, IQ2, IQ3, NVFP4 a
 decoded by the gguf package, as are F16 and BF16 blocks of one element.
 """
 
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
@@ -43,6 +44,11 @@ _FAMILIES: dict[str, tuple[str, ...]] = {
     "ternary": ("TQ1_0", "TQ2_0", "MXFP4"),
 }
 _FAMILY = {name: family for family, names in _FAMILIES.items() for name in names}
+
+
+def families(names: Iterable[str]) -> list[str]:
+    """The modules that these types need; names of other types are passed over."""
+    return sorted({_FAMILY[name] for name in names if name in _FAMILY})
 
 
 def encode(

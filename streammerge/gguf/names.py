@@ -25,15 +25,17 @@ _ALWAYS_F32 = (
 class Converted:
     """One tensor of the unquantized GGUF file.
 
-    ``source`` is the checkpoint's tensor, None if the values are computed. ``heads``: its rows are moved as
-    ``row_runs`` says; 0: they stay where they are.
+    ``sources`` are the checkpoint's tensors that it is made of: one; or one for each index of the leading axis (stacked
+    experts); or none, if its values are computed. ``heads``: its rows are moved as ``row_runs`` says; 0: they stay
+    where they are. ``shift`` is added to every value (Gemma stores its norms less one).
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    source: str | None
+    sources: tuple[str, ...]
     heads: int = 0
+    shift: float = 0.0
 
     @property
     def output(self) -> OutputTensor:
@@ -71,7 +73,7 @@ def convert_names(tensors: Iterable[TensorInfo], names: Names, heads: "Heads", d
         name = names.find(info.name)
         if name is not None:
             kind = unquantized_type(name, info.shape, dtype)
-            yield Converted(name, info.shape, kind, info.name, heads.of(info.name, info.shape))
+            yield Converted(name, info.shape, kind, (info.name,), heads.of(info.name, info.shape))
 
 
 def stored_order(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:

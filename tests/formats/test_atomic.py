@@ -28,7 +28,7 @@ def test_a_single_file(tmp_path):
     target = tmp_path / "out.safetensors"
     with Staging(target) as staging:
         (staging.folder / "out.safetensors").write_text("1")
-        staging.finish("out.safetensors")
+        staging.finish(["out.safetensors"])
     assert target.read_text() == "1"
     assert os.listdir(tmp_path) == ["out.safetensors"]
 
@@ -53,7 +53,7 @@ def test_overwriting_replaces_only_at_the_end(tmp_path, kind):
     with Staging(target) as staging:
         (staging.folder / "out").write_text("new")
         assert target.exists()
-        staging.finish("out" if kind == "file" else None, overwrite=True)
+        staging.finish(["out"] if kind == "file" else (), overwrite=True)
     assert os.listdir(tmp_path) == ["out"]
     assert (target / "out" if kind == "folder" else target).read_text() == "new"
 

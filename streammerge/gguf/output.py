@@ -1,0 +1,220 @@
+"""A merge into GGUF, planned: what is in the file, and where every tensor of the checkpoint goes.
+
+The same file comes out as from two steps: a merge written as safetensors, llama.cpp's converter, and llama-quantize.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from gguf import naming_convention
+from numpy.typing import NDArray
+
+from streammerge.checkpoint import Checkpoint
+from streammerge.errors import FormatError, MismatchError, RecipeError
+from streammerge.formats.contract import OutputFile, OutputTensor, TensorInfo
+from streammerge.formats.gguf import GGML_TYPES, KeyValue, layout
+from streammerge.gguf.imatrix import Imatrix, read_imatrix
+from streammerge.gguf.llama import ROPE_FACTORS, Llama, read_llama, rope_factors
+from streammerge.gguf.metadata import Origin, matrix_type, model_key_values
+from streammerge.gguf.names import Converted
+from streammerge.gguf.policy import (
+    FILE_TYPES,
+    FileType,
+    choose_types,
+    find_file_type,
+    model_facts,
+    quantized_key_values,
+)
+from streammerge.jobs import Target, TensorJob
+from streammerge.recipe import GgufOptions, Recipe
+from streammerge.report import model_name
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class GgufOutput:
+    """A GGUF file (or split ones) before its first byte. ``constants``: tensors that come from no checkpoint."""
+
+    file_type: FileType
+    path: Path | None
+    jobs: tuple[TensorJob, ...]
+    files: tuple[OutputFile, ...]
+    constants: Mapping[str, Floats]
+    weights: Mapping[str, Floats]  # by tensor of the file: the importance of its columns, float32[matrices, columns]
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Unquantized:
+    """What the converter would write: metadata, tensors in its order, values that it computes."""
+
+    key_values: Sequence[KeyValue]
+    tensors: Sequence[Converted]
+    constants: Mapping[str, Floats]
+
+
+def plan_gguf(
+    recipe: Recipe, options: GgufOptions, base: Checkpoint, agents: Sequence[Checkpoint], jobs: Sequence[TensorJob]
+) -> GgufOutput:
+    """Decide everything about a GGUF output. ``jobs`` say what safetensors would hold.
+
+    Raises FormatError, MismatchError, RecipeError.
+    """
+    file_type = None if options.quantize is None else find_file_type(options.quantize)
+    imatrix = None if options.imatrix is None else read_imatrix(options.imatrix)
+    stored = _stored(base, jobs)
+    dtype = matrix_type(stored)
+    unquantized = _unquantized(recipe, options, base, stored, FILE_TYPES[dtype])
+    key_values = list(unquantized.key_values)
+    types = {tensor.name: tensor.dtype for tensor in unquantized.tensors}
+    if file_type is not None:
+        types = _types(options, file_type, unquantized, imatrix)
+        said = () if imatrix is None else imatrix.key_values()
+        key_values = quantized_key_values(key_values, file_type, said)
+    shapes = {tensor.name: tensor.shape for tensor in unquantized.tensors}
+    outputs = [OutputTensor(name, kind, shapes[name]) for name, kind in types.items()]
+    path = _path(recipe, file_type or FILE_TYPES[dtype], key_values)
+    return GgufOutput(
+        file_type or FILE_TYPES[dtype],
+        path,
+        tuple(_with_targets(jobs, unquantized.tensors, types)),
+        layout(outputs, key_values, recipe.max_shard_size or None, path.name if path else "model.gguf"),
+        unquantized.constants,
+        {} if imatrix is None else _weights(imatrix, outputs),
+        tuple(_notices(base, jobs, unquantized.tensors, imatrix)),
+    )
+
+
+# --- the unquantized model -------------------------------------------------------------------------------------------
+
+
+def _stored(base: Checkpoint, jobs: Sequence[TensorJob]) -> list[TensorInfo]:
+    """The checkpoint's tensors with the types that the merged ones have."""
+    return [replace(base.tensors[job.name], dtype=job.dtype) for job in jobs]
+
+
+def _unquantized(
+    recipe: Recipe, options: GgufOptions, base: Checkpoint, stored: Sequence[TensorInfo], file_type: FileType
+) -> _Unquantized:
+    if options.gguf_template is not None:
+        raise RecipeError("--gguf-template is not there yet")
+    if not base.path.is_dir():
+        raise FormatError(f"{base.path}: is a single file; a GGUF file needs the config.json and tokenizer beside it")
+    if not base.config:
+        raise FormatError(f"{base.path / 'config.json'}: is missing; it says what kind of model this is")
+    model: Llama = read_llama(base.config)
+    tensors = model.tensors(stored, file_type.default)
+    models = (recipe.base, *recipe.agents)
+    key_values = model_key_values(
+        base.path,
+        base.config,
+        model,
+        tensors,
+        file_type,
+        name=_model_name(recipe, file_type),
+        origins=[_origin(path) for path in models],
+        tags=["merge", "streammerge"],
+        pre_tokenizer=options.pre_tokenizer,
+    )
+    factors = rope_factors(model)
+    return _Unquantized(key_values, tensors, {} if factors is None else {ROPE_FACTORS: factors})
+
+
+def _origin(path: Path) -> Origin:
+    name = model_name(path)
+    organization, slash, own = name.rpartition("/")
+    return Origin(own, name) if slash and organization else Origin(name)
+
+
+def _model_name(recipe: Recipe, file_type: FileType) -> str | None:
+    """What the model is called: as its file without the type, or as the folder that it lies in."""
+    if recipe.output is None:
+        return None
+    if recipe.output.suffix != ".gguf":
+        return recipe.output.absolute().name
+    stem = recipe.output.stem
+    ending = next((name for name in FILE_TYPES if stem.upper().endswith(f"-{name}")), None)
+    return stem if ending is None else stem[: -len(ending) - 1]
+
+
+def _path(recipe: Recipe, file_type: FileType, key_values: Sequence[KeyValue]) -> Path | None:
+    """The file to write; in a folder it is named as llama.cpp's convention says."""
+    if recipe.output is None or recipe.output.suffix == ".gguf":
+        return recipe.output
+    said = {pair.key: pair.value for pair in key_values if pair.key.startswith("general.")}
+    name = naming_convention(
+        str(said.get("general.name", "model")), None, None, None, str(said["general.size_label"]), file_type.name
+    )
+    return recipe.output / f"{name}.gguf"
+
+
+# --- types and places ------------------------------------------------------------------------------------------------
+
+
+def _types(
+    options: GgufOptions, file_type: FileType, unquantized: _Unquantized, imatrix: Imatrix | None
+) -> dict[str, str]:
+    outputs = [tensor.output for tensor in unquantized.tensors]
+    if imatrix is not None:
+        imatrix.check(outputs)
+    return choose_types(
+        outputs,
+        file_type,
+        model_facts(unquantized.key_values),
+        imatrix=None if imatrix is None else imatrix.weights.keys(),
+        pure=options.pure,
+        tensor_types=dict(options.tensor_types),
+        output_tensor_type=options.output_tensor_type,
+        token_embedding_type=options.token_embedding_type,
+    )
+
+
+def _weights(imatrix: Imatrix, outputs: Sequence[OutputTensor]) -> dict[str, Floats]:
+    found = {tensor.name: imatrix.of(tensor) for tensor in outputs if GGML_TYPES[tensor.dtype].block > 1}
+    return {name: weights for name, weights in found.items() if weights is not None}
+
+
+def _with_targets(
+    jobs: Sequence[TensorJob], tensors: Sequence[Converted], types: Mapping[str, str]
+) -> Iterator[TensorJob]:
+    """Every job with its place in the file, in the order of the checkpoint; one that has two places comes twice."""
+    targets: dict[str, list[Target]] = {}
+    for tensor in tensors:
+        ggml = GGML_TYPES[types[tensor.name]]
+        for index, source in enumerate(tensor.sources):
+            first = index * (prod(tensor.shape) // len(tensor.sources))
+            places = targets.setdefault(source, [])
+            moves = (tensor.dtype, tensor.heads, tensor.shift, first)
+            places.append(Target(tensor.name, ggml.name, ggml.block, ggml.block_bytes, *moves))
+    for job in jobs:
+        for number, target in enumerate(targets.get(job.name, ())):
+            if job.elements and not _is_float(job):
+                raise MismatchError(
+                    f"tensor {job.name!r} is {job.dtype}, which a GGUF file of this architecture has no place for; "
+                    "write safetensors instead"
+                )
+            yield replace(job, counted=job.counted and number == 0, target=target)
+
+
+def _is_float(job: TensorJob) -> bool:
+    return job.dtype.startswith(("F", "BF"))
+
+
+def _notices(
+    base: Checkpoint, jobs: Sequence[TensorJob], tensors: Sequence[Converted], imatrix: Imatrix | None
+) -> Iterator[str]:
+    used = Counter(source for tensor in tensors for source in tensor.sources)
+    dropped = [job.name for job in jobs if job.name not in used]
+    if dropped:
+        yield f"{base.path}: left out, GGUF computes or ties them: {', '.join(dropped)}"
+    if imatrix is not None:
+        made = f" (of {imatrix.dataset})" if imatrix.dataset else ""
+        yield (
+            f"{imatrix.path}: its importance matrix of {len(imatrix.weights)} tensors{made} is used for the merge; "
+            "one made for the base will do"
+        )

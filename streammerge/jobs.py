@@ -1,0 +1,69 @@
+"""What is done to one tensor: the unit of a plan."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the values of a job go in a GGUF file.
+
+    They come rounded to the job's ``dtype``. ``shift`` is added, they are rounded to ``converted`` (the type that the
+    unquantized file would have), rows move as ``heads`` says (0: they stay), and they are stored as ``dtype``: blocks
+    of ``block`` elements in ``block_bytes`` bytes. ``first`` is the element of the file's tensor that the job's first
+    one becomes: not 0 where tensors are stacked.
+    """
+
+    name: str
+    dtype: str
+    block: int
+    block_bytes: int
+    converted: str
+    heads: int = 0
+    shift: float = 0.0
+    first: int = 0
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether values share scales with their neighbours."""
+        return self.block > 1
+
+    def nbytes(self, elements: int) -> int:
+        """Bytes of so many elements, whole blocks of them."""
+        return elements // self.block * self.block_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TensorJob:
+    """One output tensor. ``merge``: computed from base and agents; ``copy``: the base's bytes; ``cast``: the base's
+    values in another type. ``counted`` is false where a tied head repeats the embedding's weights. ``target`` says
+    where a GGUF file keeps it; without one it is written as it is, under its own name."""
+
+    name: str
+    shape: tuple[int, ...]
+    source_dtype: str
+    dtype: str
+    action: Literal["merge", "copy", "cast"]
+    reason: str
+    counted: bool = True
+    target: Target | None = None
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def columns(self) -> int:
+        """Elements of a row; 1 for vectors, whose rows are their elements."""
+        return self.shape[-1] if len(self.shape) > 1 else 1
+
+    @property
+    def grain(self) -> int:
+        """Elements that must stay in one chunk: whole heads where rows move within them, else whole rows of blocks."""
+        if self.target is None or not self.elements:
+            return 1
+        if self.target.heads:
+            return self.elements // self.target.heads
+        return self.shape[-1] if self.target.block > 1 else 1
