@@ -1,0 +1,299 @@
+"""Merges into GGUF: every byte against encoding the safetensors output as a whole; names, splits, refusals."""
+
+import hashlib
+import json
+from itertools import count
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import streammerge
+from bench.sample.shapes import Shape
+from streammerge.errors import FormatError, MismatchError, NonFiniteError, OutputError, RecipeError
+from streammerge.formats.gguf import GgufSource
+from tests.gguf.merging import PRE, arrays_of, check_file, encoded, make_models, write_dat
+
+# Rows of 256 and 768, heads of 64 rows (16,384 elements) that no block of 65,536 holds a whole number of.
+SHAPE = Shape(layers=3, hidden=768, intermediate=1280, heads=12, kv_heads=4, vocab=300, tied=False)
+_serial = count()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return make_models(tmp_path_factory.mktemp("gguf"), SHAPE)
+
+
+@pytest.fixture(scope="module")
+def merged(models, tmp_path_factory):
+    """The same merge as safetensors, as float32 arrays, by method."""
+    found = {}
+
+    def arrays(method, **options):
+        key = (method, *map(str, options.items()))
+        if key not in found:
+            output = tmp_path_factory.mktemp("merged") / "out.safetensors"
+            streammerge.merge(*models, output, method=method, **options)
+            found[key] = arrays_of(output)
+        return found[key]
+
+    return arrays
+
+
+def to_gguf(models, folder, method="ram+", **options):
+    output = folder / f"out{next(_serial)}.gguf"
+    streammerge.merge(*models, output, method=method, **{**PRE, **options})
+    return output
+
+
+def importance(seed=1):
+    """Weights for the columns of every matrix that has rows of 768 or 1280."""
+    rng = np.random.default_rng(seed)
+    names = {f"blk.{layer}.{part}.weight": 1280 if part == "ffn_down" else 768
+             for layer in range(3) for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up",
+                                                "ffn_down")}  # fmt: skip
+    return {name: (rng.random(columns) ** 2 + 1e-3).astype("f4") for name, columns in names.items()}
+
+
+@pytest.mark.parametrize("kind", ["Q4_K_M", "Q8_0", "Q5_1", "IQ4_XS", "Q2_K", "TQ1_0", "F16", "F32"])
+def test_a_file_holds_the_merged_weights_quantized(models, merged, tmp_path, kind):
+    check_file(to_gguf(models, tmp_path, quantize=kind), merged("ram+"), SHAPE)
+
+
+@pytest.mark.parametrize("method", ["ram", "linear", "ties", "slerp", "dare_linear"])
+def test_any_method_goes_into_gguf(models, merged, tmp_path, method):
+    parameters = {"parameters": {"density": 0.3}} if method in ("ties", "dare_linear") else {}
+    models = (models[0], models[1][:1]) if method == "slerp" else models
+    if method == "slerp":
+        output = tmp_path / "two.safetensors"
+        streammerge.merge(*models, output, method=method)
+        arrays = arrays_of(output)
+    else:
+        arrays = merged(method, **parameters)
+    check_file(to_gguf(models, tmp_path, method, quantize="Q6_K", **parameters), arrays, SHAPE)
+
+
+@pytest.mark.parametrize("kind", ["Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M"])
+def test_an_importance_matrix_weighs_the_columns(models, merged, tmp_path, kind):
+    weights = importance()
+    imatrix = write_dat(tmp_path / "imatrix.dat", weights)
+    output = to_gguf(models, tmp_path, quantize=kind, imatrix=imatrix)
+    check_file(output, merged("ram+"), SHAPE, weights)
+    plain = to_gguf(models, tmp_path, quantize=kind)
+    assert output.read_bytes()[-100_000:] != plain.read_bytes()[-100_000:]
+    said = GgufSource(output).key_values
+    assert said["quantize.imatrix.file"].value == str(imatrix) and said["quantize.imatrix.entries_count"].value == 21
+
+
+def test_the_user_is_told_about_the_importance_matrix(models, tmp_path):
+    imatrix = write_dat(tmp_path / "imatrix.dat", importance())
+    planned = streammerge.plan(*models, tmp_path / "o.gguf", quantize="Q4_K_M", imatrix=imatrix, **PRE)
+    assert any("21 tensors" in notice and "made for the base" in notice for notice in planned.notices)
+
+
+@pytest.mark.parametrize("method", ["ram+", "ties"])
+def test_the_bytes_do_not_depend_on_how_it_is_done(models, tmp_path, method, monkeypatch):
+    from streammerge import budget
+
+    parameters = {"parameters": {"density": 0.3}} if method == "ties" else {}
+    imatrix = write_dat(tmp_path / "imatrix.dat", importance())
+    seen = set()
+    for chunk, way in [
+        (16, {"max_ram": "8G", "threads": 1, "io": "pread"}),
+        (16, {"max_ram": "8G", "threads": 4, "io": "mmap"}),
+        (1, {"max_ram": "8G", "threads": 2}),
+        (3, {"max_ram": "400M", "threads": 3}),
+    ]:
+        monkeypatch.setattr(budget, "_LARGEST_CHUNK", chunk * 65_536)
+        output = to_gguf(models, tmp_path, method, quantize="Q4_K_S", imatrix=imatrix, **parameters, **way)
+        tensors = GgufSource(output).tensors.values()
+        seen.add(hashlib.sha256(output.read_bytes()[min(t.offset for t in tensors) :]).hexdigest())
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(("intermediate", "dtype"), [("f16", "float16"), ("f32", "float32"), ("none", "float32")])
+def test_what_values_are_rounded_to_before(models, merged, tmp_path, intermediate, dtype):
+    output = to_gguf(models, tmp_path, quantize="Q5_K_M", intermediate=intermediate)
+    check_file(output, merged("ram+", dtype=dtype), SHAPE)
+
+
+def test_by_default_values_are_rounded_to_what_the_base_has(models, tmp_path):
+    default, bf16, none = (
+        to_gguf(models, tmp_path, quantize="Q8_0", **options)
+        for options in ({}, {"intermediate": "bf16"}, {"intermediate": "none"})
+    )
+    ends = [path.read_bytes()[-1_000_000:] for path in (default, bf16, none)]
+    assert ends[0] == ends[1] != ends[2]
+
+
+def test_a_matrix_that_is_float32_is_rounded_once_more_as_the_converter_does(tmp_path):
+    """Matrices of a bfloat16 model get bfloat16 in its GGUF file, also one that was stored as float32."""
+    shape = Shape(layers=1, hidden=64, intermediate=64, heads=2, kv_heads=2, vocab=64, tied=True)
+    base, agents = make_models(tmp_path, shape)
+    values = np.random.default_rng(0).standard_normal((64, 64)).astype("f4")
+    for path in (base, *agents):
+        tensors = {n: v.astype(ml_dtypes.bfloat16) for n, v in arrays_of(path / "model.safetensors").items()}
+        tensors["model.layers.0.mlp.up_proj.weight"] = values
+        save_file(tensors, path / "model.safetensors")
+    output = to_gguf((base, agents), tmp_path, quantize="Q8_0")
+    arrays = arrays_of(base / "model.safetensors") | {
+        "model.layers.0.mlp.up_proj.weight": values.astype(ml_dtypes.bfloat16).astype("f4")
+    }
+    source = GgufSource(output)
+    info = source.tensors["blk.0.ffn_up.weight"]
+    wanted = encoded(arrays["model.layers.0.mlp.up_proj.weight"], "Q8_0")
+    assert output.read_bytes()[info.offset : info.offset + info.nbytes] == wanted != encoded(values, "Q8_0")
+
+
+def test_excluded_tensors_are_the_bases(models, merged, tmp_path):
+    output = to_gguf(models, tmp_path, quantize="Q4_K_M", exclude=["mlp"])
+    base, arrays = arrays_of(models[0] / "model.safetensors"), dict(merged("ram+", exclude=["mlp"]))
+    assert all(np.array_equal(arrays[name], base[name]) for name in base if "mlp" in name)
+    check_file(output, arrays, SHAPE)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_gets_a_file_named_by_the_convention(models, tmp_path):
+    folder = tmp_path / "Some Model"
+    folder.mkdir()
+    (folder / "other.gguf").write_bytes(b"stays")
+    report = streammerge.merge(*models, folder, quantize="Q4_K_M", **PRE)
+    assert sorted(path.name for path in folder.iterdir()) == ["Some-Model-14M-Q4_K_M.gguf", "other.gguf"]
+    assert report.to_dict()["output"] == str(folder / "Some-Model-14M-Q4_K_M.gguf")
+    with pytest.raises(OutputError, match=r"Q4_K_M\.gguf: exists already"):
+        streammerge.merge(*models, folder, quantize="Q4_K_M", **PRE)
+
+
+def test_split_files_hold_the_same_model(models, tmp_path):
+    whole = GgufSource(to_gguf(models, tmp_path, quantize="Q4_K_M"))
+    report = streammerge.merge(*models, tmp_path / "s.gguf", quantize="Q4_K_M", max_shard_size="2MB", **PRE)
+    names = report.to_dict()["files"]
+    assert len(names) > 2 and sorted(path.name for path in tmp_path.glob("s-*")) == names
+    assert not list(tmp_path.glob("*.partial"))
+    split = GgufSource(tmp_path / names[0])
+    for name, info in whole.tensors.items():
+        other = split.tensors[name]
+        found = [i.file.read_bytes()[i.offset : i.offset + i.nbytes] for i in (info, other)]
+        assert found[0] == found[1], name
+
+
+def test_split_files_are_not_overwritten_unasked(models, tmp_path):
+    options = {"quantize": "Q8_0", "max_shard_size": "2MB", **PRE}
+    streammerge.merge(*models, tmp_path / "s.gguf", **options)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("s-*")}
+    with pytest.raises(OutputError, match=r"s-00001-of-\d+\.gguf: exists already"):
+        streammerge.merge(*models, tmp_path / "s.gguf", **options)
+    streammerge.merge(*models, tmp_path / "s.gguf", overwrite=True, **options)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("s-*")} == before
+
+
+def test_without_quantize_the_file_has_the_types_of_the_base(models, merged, tmp_path):
+    output = to_gguf(models, tmp_path)
+    assert {info.dtype for info in GgufSource(output).tensors.values()} == {"BF16", "F32"}
+    check_file(output, merged("ram+"), SHAPE)
+
+
+def test_the_lineage_is_in_the_metadata(models, tmp_path):
+    said = {key: pair.value for key, pair in GgufSource(to_gguf(models, tmp_path, quantize="Q8_0")).key_values.items()}
+    assert said["general.base_model.count"] == 3
+    assert [said[f"general.base_model.{i}.name"] for i in range(3)] == ["base", "agent-0", "agent-1"]
+    assert said["general.tags"] == ["merge", "streammerge"] and said["general.file_type"] == 7
+
+
+def test_the_name_of_the_model_is_that_of_the_file_without_its_type(models, tmp_path):
+    streammerge.merge(*models, tmp_path / "My-Merge-Q8_0.gguf", quantize="Q8_0", **PRE)
+    assert GgufSource(tmp_path / "My-Merge-Q8_0.gguf").key_values["general.name"].value == "My-Merge"
+
+
+def test_the_plan_says_the_type_of_every_tensor_and_the_size(models, tmp_path):
+    from streammerge.plantext import plan_text
+
+    output = tmp_path / "o.gguf"
+    planned = streammerge.plan(*models, output, quantize="Q4_K_M", **PRE)
+    text = plan_text(planned)
+    for line in ("Q6_K   blk.2.attn_v.weight", "Q4_K   blk.0.attn_q.weight", "F32    output_norm.weight"):
+        assert line in text
+    streammerge.merge(*models, output, quantize="Q4_K_M", **PRE)
+    assert output.stat().st_size == planned.bytes_to_write
+    assert json.loads(planned.to_json())["quantize"] == "Q4_K_M"
+
+
+# --- types by option -------------------------------------------------------------------------------------------------
+
+
+def test_types_can_be_chosen(models, tmp_path):
+    output = to_gguf(
+        models, tmp_path, quantize="q4_k_m", tensor_types=["ffn_down=q8_0", "blk.0.attn_q=F16"],
+        output_tensor_type="Q5_K", token_embedding_type="Q4_0",
+    )  # fmt: skip
+    types = {name: info.dtype for name, info in GgufSource(output).tensors.items()}
+    assert types["blk.2.ffn_down.weight"] == "Q8_0" and types["blk.0.attn_q.weight"] == "F16"
+    assert types["output.weight"] == "Q5_K" and types["token_embd.weight"] == "Q4_0"
+    pure = GgufSource(to_gguf(models, tmp_path, quantize="Q4_K_M", pure=True))
+    assert {info.dtype for name, info in pure.tensors.items() if "norm" not in name} == {"Q4_K"}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"quantize": "Q9_K"}, RecipeError, "unknown quantization 'Q9_K'; known are F32"),
+        ({"quantize": "IQ2_XS"}, RecipeError, "IQ2_XS is not made here; .*--quantize BF16.*llama-quantize"),
+        ({"imatrix": "none.dat"}, RecipeError, "--imatrix says how to quantize; add --quantize TYPE"),
+        ({"tensor_types": ["a=Q8_0"]}, RecipeError, "--tensor-type says how to quantize"),
+        ({"quantize": "Q8_0", "imatrix": "none.dat"}, FormatError, "none.dat: cannot be read"),
+        ({"quantize": "Q8_0", "tensor_types": ["Q8_0"]}, RecipeError, "write REGEX=TYPE"),
+        ({"quantize": "Q8_0", "tensor_types": ["(=Q8_0"]}, RecipeError, "is not a regular expression"),
+        ({"quantize": "Q8_0", "intermediate": "f64"}, RecipeError, "one of auto, bf16, f16, f32, none"),
+        ({"quantize": "Q8_0", "intermediate": "f16", "dtype": "bf16"}, RecipeError, "leave out one"),
+        ({"quantize": "Q2_K_S"}, RecipeError, "Q2_K_S needs an importance matrix"),
+        ({"quantize": "Q8_0", "pre_tokenizer": None}, RecipeError, "its pre-tokenizer is not known"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_said_before_anything_is_written(models, tmp_path, options, error, text):
+    with pytest.raises(error, match=text):
+        streammerge.merge(*models, tmp_path / "out.gguf", **{**PRE, **options})
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_for_gguf_do_not_go_with_safetensors(models, tmp_path):
+    with pytest.raises(RecipeError, match=r"o\.safetensors: is to be safetensors, but options for GGUF are given"):
+        streammerge.merge(*models, tmp_path / "o.safetensors", quantize="Q8_0")
+
+
+def test_an_importance_matrix_of_another_model_is_refused(models, tmp_path):
+    other = write_dat(tmp_path / "other.dat", {"blk.0.attn_q.weight": np.ones(512, "f4")})
+    with pytest.raises(MismatchError, match="512 values for tensor 'blk.0.attn_q.weight', wanted 1 x 768"):
+        to_gguf(models, tmp_path, quantize="Q4_K_M", imatrix=other)
+
+
+@pytest.mark.parametrize(("missing", "text"), [("config.json", "is missing"), ("tokenizer.json", "is missing")])
+def test_a_base_without_what_gguf_needs_is_refused(models, tmp_path, missing, text):
+    base = tmp_path / "base"
+    base.mkdir()
+    for file in models[0].iterdir():
+        if file.name != missing:
+            (base / file.name).symlink_to(file)
+    with pytest.raises(FormatError, match=rf"base/{missing}: {text}"):
+        to_gguf((base, models[1]), tmp_path, quantize="Q8_0")
+
+
+def test_values_that_no_scale_can_hold_are_an_error(tmp_path):
+    shape = Shape(layers=1, hidden=64, intermediate=64, heads=2, kv_heads=2, vocab=64, tied=True)
+    base, agents = make_models(tmp_path, shape)
+    name = "model.layers.0.mlp.up_proj.weight"
+    for path in (base, *agents):
+        tensors = load_file_bf16(path)
+        tensors[name][3, 5] = 1e30
+        save_file(tensors, path / "model.safetensors")
+    with pytest.raises(NonFiniteError, match=rf"'{name}': 1\.00\d+e\+30 is too large for Q8_0; .*--tensor-type"):
+        to_gguf((base, agents), tmp_path, quantize="Q8_0")
+    assert not list(tmp_path.glob("out*"))
+    output = to_gguf((base, agents), tmp_path, quantize="Q8_0", tensor_types=["ffn_up=BF16"])
+    assert GgufSource(output).tensors["blk.0.ffn_up.weight"].dtype == "BF16"
+
+
+def load_file_bf16(path):
+    return {n: v.astype(ml_dtypes.bfloat16) for n, v in arrays_of(path / "model.safetensors").items()}
