@@ -66,7 +66,7 @@ class Llama:
         """
         computed = []
         if (factors := rope_factors(self)) is not None:
-            computed.append(Converted(ROPE_FACTORS, factors.shape, "F32", None))
+            computed.append(Converted(ROPE_FACTORS, factors.shape, "F32", ()))
         return [*computed, *convert_names(stored, Names(ARCHITECTURE, self.layers), self.permuted, dtype)]
 
     @property

@@ -41,7 +41,7 @@ def test_rows_of_queries_are_where_the_converter_puts_them(tmp_path, kind):
     path = write_checkpoint(tmp_path, kind)
     _, tensors = converted(path)
     ours = next(t for t in tensors if t.name == "blk.1.attn_q.weight")
-    info = open_checkpoint(path).tensors[ours.source]
+    info = open_checkpoint(path).tensors[ours.sources[0]]
     content = info.file.read_bytes()[info.offset : info.offset + info.nbytes]
     first = np.frombuffer(content, "u2").reshape(info.shape)[:, 0]
     assert [first[source_row(row, info.shape[0], ours.heads)] for row in range(info.shape[0])] == recorded
