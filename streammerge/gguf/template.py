@@ -116,7 +116,8 @@ def _assign(template: GgufSource, base: Checkpoint, names: Names) -> dict[str, t
 
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(map(repr, names[:_LISTED]))
-    return f"{len(names)} tensors ({shown}{', ...' if len(names) > _LISTED else ''})"
+    what = "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
+    return f"{what} ({shown}{', ...' if len(names) > _LISTED else ''})"
 
 
 def _grouped(base: Checkpoint, names: Names) -> tuple[dict[str, tuple[str, ...]], list[str]]:
@@ -124,12 +125,14 @@ def _grouped(base: Checkpoint, names: Names) -> tuple[dict[str, tuple[str, ...]]
     found: dict[str, list[tuple[int, str]]] = {}
     unknown = []
     for name in base.tensors:
+        if is_buffer(name):
+            continue
         plain, expert = _without_expert(name)
         target = names.get(plain.replace("e_score_correction_bias", "e_score_correction.bias"))
-        if target is not None:
-            found.setdefault(target, []).append((expert, name))
-        elif not is_buffer(name):
+        if target is None:
             unknown.append(name)
+        else:
+            found.setdefault(target, []).append((expert, name))
     return {target: _in_order(base, target, sorted(entries)) for target, entries in found.items()}, unknown
 
 
