@@ -97,7 +97,7 @@ def _kind(info: TensorInfo, dtype: str) -> str:
 
 def _assign(template: GgufSource, base: Checkpoint, names: Names) -> dict[str, tuple[str, ...]]:
     """For every tensor of the template the base's tensors that it is made of. Raises MismatchError."""
-    grouped, spare = _grouped(base, names)
+    grouped, spare = _grouped(template, base, names)
     if _HEAD in template.tensors and _HEAD not in grouped and _EMBEDDING in grouped:
         grouped[_HEAD] = grouped[_EMBEDDING]  # the base ties the two, the template has the embedding twice
     for name in [name for name in grouped if name not in template.tensors]:
@@ -120,7 +120,7 @@ def _listed(names: Sequence[str]) -> str:
     return f"{what} ({shown}{', ...' if len(names) > _LISTED else ''})"
 
 
-def _grouped(base: Checkpoint, names: Names) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+def _grouped(template: GgufSource, base: Checkpoint, names: Names) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """The base's tensors by their name in a GGUF file, experts in their order; and those that have none."""
     found: dict[str, list[tuple[int, str]]] = {}
     unknown = []
@@ -131,8 +131,10 @@ def _grouped(base: Checkpoint, names: Names) -> tuple[dict[str, tuple[str, ...]]
         target = names.get(plain.replace("e_score_correction_bias", "e_score_correction.bias"))
         if target is None:
             unknown.append(name)
-        else:
-            found.setdefault(target, []).append((expert, name))
+            continue
+        if target not in template.tensors and f"{target}.weight" in template.tensors:
+            target += ".weight"  # the checkpoint leaves it out
+        found.setdefault(target, []).append((expert, name))
     return {target: _in_order(base, target, sorted(entries)) for target, entries in found.items()}, unknown
 
 

@@ -139,7 +139,12 @@ def recorded(folder, kind):
 def rounded(dtype, values):
     """The bytes of a plain type; of BF16 for values that it holds."""
     flat = np.ascontiguousarray(values, "f4")
-    return {"F32": flat, "F16": flat.astype("f2"), "BF16": (flat.view("u4") >> np.uint32(16)).astype("u2")}[dtype]
+    return {
+        "I32": flat.astype("i4"),
+        "F32": flat,
+        "F16": flat.astype("f2"),
+        "BF16": (flat.view("u4") >> np.uint32(16)).astype("u2"),
+    }[dtype]
 
 
 def encoded(dtype, values):

@@ -12,6 +12,7 @@ from streammerge.gguf import match
 from streammerge.gguf.llama import read_llama
 from streammerge.gguf.names import source_row
 from streammerge.gguf.template import read_template
+from tests.conftest import save_tensors
 from tests.gguf.architectures import (
     ARCHITECTURES,
     HEADS,
@@ -360,3 +361,99 @@ def test_large_constants_are_refused(tmp_path):
     path = template_of(tmp_path, "llama", change=change)
     with pytest.raises(FormatError, match="'rope_freqs.weight' has 1048580 bytes, too many"):
         read_template(path, base_of(tmp_path, "llama", weights_of("llama")), "BF16")
+
+
+# --- single tensors --------------------------------------------------------------------------------------------------
+
+
+def by_hand(tmp_path, architecture, base, template, types=None, pairs=()):
+    """What comes of a base and a template of these values, with one layer."""
+    said = [("general.architecture", "str", architecture), (f"{architecture}.block_count", "u32", 1), *pairs]
+    path = write_gguf(tmp_path / "hand.gguf", template, [key_value(*pair) for pair in said], types or {})
+    checkpoint = open_checkpoint(save_checkpoint(tmp_path / "base", base, {}, "F32"))
+    return {t.name: t for t in read_template(path, checkpoint, "BF16").tensors}
+
+
+def spread(*shape):
+    return np.random.default_rng(0).standard_normal(shape).astype("f4")
+
+
+HEADS_SAID = [("llama.attention.head_count", "u32", 4), ("llama.attention.head_count_kv", "u32", 2)]
+QUERY, MOVED_QUERY = "model.layers.0.self_attn.q_proj.weight", "blk.0.attn_q.weight"
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q2_K"])
+def test_rows_that_are_much_alike_do_not_tell_enough(tmp_path, kind):
+    """The other change is further off than the type's error, but not as far as other weights would be."""
+    values = spread(1, 256) + np.float32(0.35) * spread(32, 256)
+    with pytest.raises(MismatchError, match="its values do not tell how they follow"):
+        by_hand(tmp_path, "llama", {QUERY: values}, {MOVED_QUERY: moved(values, 4)}, {MOVED_QUERY: kind}, HEADS_SAID)
+
+
+@pytest.mark.parametrize(("kind", "off"), [("Q8_0", 0.12), ("Q4_K", 0.25), ("Q3_K", 0.5), ("IQ4_XS", 0.25)])
+def test_weights_that_are_off_by_more_than_their_type_explains_are_refused(tmp_path, kind, off):
+    values = spread(64, 256)
+    other = values + np.float32(off) * spread(65, 256)[1:]
+    names = ("model.layers.0.mlp.up_proj.weight", "blk.0.ffn_up.weight")
+    with pytest.raises(MismatchError, match=rf"off by 0\.\d\d of their size, at most 0\.\d is {kind}'s"):
+        by_hand(tmp_path, "llama", {names[0]: other}, {names[1]: values}, {names[1]: kind})
+
+
+def test_heads_of_two_rows_look_the_same_moved_or_not(tmp_path):
+    found = by_hand(tmp_path, "llama", {QUERY: spread(8, 32)}, {MOVED_QUERY: spread(8, 32)}, pairs=HEADS_SAID)
+    assert found[MOVED_QUERY].heads == 0
+
+
+def test_the_number_of_heads_may_differ_by_layer(tmp_path):
+    said, values = [("llama.attention.head_count", "[i32]", [2])], spread(16, 32)
+    found = by_hand(tmp_path, "llama", {QUERY: values}, {MOVED_QUERY: moved(values, 2)}, pairs=said)
+    assert found[MOVED_QUERY].heads == 2
+
+
+def test_more_than_ten_experts_are_in_the_order_of_their_numbers(tmp_path):
+    names = [f"model.layers.0.mlp.experts.{number}.up_proj.weight" for number in range(12)]
+    values, stacked = spread(12, 4, 32), "blk.0.ffn_up_exps.weight"
+    found = by_hand(tmp_path, "qwen2moe", dict(zip(names, values)), {stacked: values})
+    assert found[stacked].sources == tuple(names)
+
+
+def test_the_bias_of_a_norm_is_not_shifted_with_it(tmp_path):
+    weight, bias = spread(32), spread(33)[1:]
+    base = {"model.layers.0.input_layernorm.weight": weight, "model.layers.0.input_layernorm.bias": bias}
+    names = ("blk.0.attn_norm.weight", "blk.0.attn_norm.bias")
+    found = by_hand(tmp_path, "nemotron", base, {names[0]: weight + np.float32(1), names[1]: bias})
+    assert [found[name].shift for name in names] == [1.0, 0.0]
+
+
+def test_axes_of_one_element_may_go(tmp_path):
+    base = {"backbone.layers.0.mixer.conv1d.weight": spread(8, 1, 4)}
+    found = by_hand(tmp_path, "mamba", base, {"blk.0.ssm_conv1d.weight": spread(8, 4)})
+    assert found["blk.0.ssm_conv1d.weight"].shape == (8, 4)
+
+
+def test_names_that_the_converter_rewrites(tmp_path):
+    base = {"model.layers.0.mlp.gate.e_score_correction_bias": spread(8)}
+    assert list(by_hand(tmp_path, "deepseek2", base, {"blk.0.exp_probs_b.bias": spread(8)})) == [
+        "blk.0.exp_probs_b.bias"
+    ]
+
+
+@pytest.mark.parametrize(("stored", "wanted"), [("F32", "F32"), ("F16", "BF16")])
+def test_what_is_delicate_stays_in_f32_if_it_was(tmp_path, stored, wanted):
+    name = "blk.0.time_mix_w1.weight"
+    base = {"model.layers.0.attention.w1": spread(4, 32)}
+    found = by_hand(tmp_path, "rwkv7", base, {name: spread(4, 32)}, {name: stored})
+    assert found[name].dtype == wanted
+
+
+def test_elements_that_are_no_weights_are_refused(tmp_path):
+    names = ("model.layers.0.mlp.up_proj.weight", "blk.0.ffn_up.weight")
+    with pytest.raises(FormatError, match="'blk.0.ffn_up.weight' holds 8 elements of type I32, which are no weights"):
+        by_hand(tmp_path, "llama", {names[0]: spread(2, 4)}, {names[1]: spread(2, 4)}, {names[1]: "I32"})
+    integers = {names[0]: ("I32", (2, 4), bytes(32))}
+    save_tensors(tmp_path / "base" / "model.safetensors", integers)
+    path = write_gguf(
+        tmp_path / "m.gguf", {names[1]: spread(2, 4)},
+        [key_value("general.architecture", "str", "llama"), key_value("llama.block_count", "u32", 1)], {},
+    )  # fmt: skip
+    refused(path, open_checkpoint(tmp_path / "base"), r"'blk.0.ffn_up.weight' is \[2, 4\], but .* is I32 \[2, 4\]")
