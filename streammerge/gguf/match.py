@@ -117,8 +117,11 @@ def _rows(reader: Reader, tensor: TensorInfo, columns: int, wanted: range, total
     for run in row_runs(wanted.start, wanted.stop, total, heads):
         start, stop = run.source * size, (run.source + run.count) * size
         raw = reader.read(tensor, start, stop, np.empty(stop - start, np.uint8))
-        values = _decode(tensor.dtype, raw, run.count * columns).reshape(run.count, columns)
-        out[run.target - wanted.start :: run.step][: run.count] = values
+        try:
+            values = _decode(tensor.dtype, raw, run.count * columns)
+        except FormatError as error:
+            raise FormatError(f"{tensor.file}: tensor {tensor.name!r}: {error}; give a template of type F16") from error
+        out[run.target - wanted.start :: run.step][: run.count] = values.reshape(run.count, columns)
     return out
 
 

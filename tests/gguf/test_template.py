@@ -457,3 +457,12 @@ def test_elements_that_are_no_weights_are_refused(tmp_path):
         [key_value("general.architecture", "str", "llama"), key_value("llama.block_count", "u32", 1)], {},
     )  # fmt: skip
     refused(path, open_checkpoint(tmp_path / "base"), r"'blk.0.ffn_up.weight' is \[2, 4\], but .* is I32 \[2, 4\]")
+
+
+def test_a_type_that_is_not_read_is_refused_by_name(tmp_path, monkeypatch):
+    names = ("model.layers.0.mlp.up_proj.weight", "blk.0.ffn_up.weight")
+    monkeypatch.setattr(
+        "tests.gguf.architectures.encoded", lambda dtype, values: np.zeros(values.size // 32 * 40, "u1")
+    )
+    with pytest.raises(FormatError, match="hand.gguf: tensor 'blk.0.ffn_up.weight': cannot read elements of type Q8_1"):
+        by_hand(tmp_path, "llama", {names[0]: spread(2, 32)}, {names[1]: spread(2, 32)}, {names[1]: "Q8_1"})
