@@ -360,7 +360,8 @@ def layout(
     """Files, headers and offsets of an output, before its first byte; tensors in the order given.
 
     ``dtype`` of a tensor is ggml's name of its type. A shard is closed before the tensor that would overflow it;
-    the first holds every key-value, the others only their place. Leading dimensions of 1 are dropped, as ggml does.
+    the first holds every key-value, the others only their place. Dimensions are written as they are given; ggml, and so
+    llama-quantize, drops leading ones.
     """
     _check(tensors, key_values)
     shards: list[list[OutputTensor]] = [[]]
@@ -396,7 +397,7 @@ def _check(tensors: Sequence[OutputTensor], key_values: Sequence[KeyValue]) -> N
     for tensor in tensors:
         if len(tensor.name.encode()) > MAX_NAME:
             raise OutputError(f"tensor {tensor.name!r}: a name in a GGUF file has at most {MAX_NAME} bytes")
-        if len(_ggml_shape(tensor.shape)) > MAX_DIMENSIONS:
+        if len(tensor.shape) > MAX_DIMENSIONS:
             raise OutputError(f"tensor {tensor.name!r}: shape {list(tensor.shape)} has more than {MAX_DIMENSIONS} axes")
         if tensor.dtype not in GGML_TYPES:
             raise OutputError(f"tensor {tensor.name!r}: {tensor.dtype} is no type of a GGUF file")
@@ -408,12 +409,10 @@ def _check(tensors: Sequence[OutputTensor], key_values: Sequence[KeyValue]) -> N
             )
 
 
-def _ggml_shape(shape: Sequence[int]) -> list[int]:
-    """Fastest dimension first, without trailing ones; at least one dimension."""
-    sizes = list(reversed(shape)) or [1]
-    while len(sizes) > 1 and sizes[-1] == 1:
-        sizes.pop()
-    return sizes
+def without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape as ggml keeps it in memory, with at least one dimension."""
+    first = next((i for i, size in enumerate(shape) if size != 1), len(shape) - 1)
+    return shape[max(first, 0) :]
 
 
 def _lay_out_file(name: str, tensors: Sequence[OutputTensor], key_values: Sequence[KeyValue]) -> OutputFile:
@@ -422,7 +421,7 @@ def _lay_out_file(name: str, tensors: Sequence[OutputTensor], key_values: Sequen
     starts: dict[str, int] = {}
     position = 0
     for tensor in tensors:
-        sizes = _ggml_shape(tensor.shape)
+        sizes = [*reversed(tensor.shape)] or [1]  # the fastest first
         number = GGML_TYPES[tensor.dtype].number
         parts.append(_pack_string(tensor.name))
         parts.append(struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, number, position))

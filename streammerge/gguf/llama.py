@@ -108,8 +108,8 @@ def _check_family(config: Mapping[str, Any]) -> None:
     found = (config.get("architectures") or ["none"])[0]
     if found not in _CLASSES:
         raise FormatError(
-            f"config.json: architecture {found} cannot be written as GGUF yet ({', '.join(_CLASSES)} can); "
-            "write safetensors and use llama.cpp's convert_hf_to_gguf.py and llama-quantize"
+            f"config.json: the architecture {found} is not built in for GGUF ({', '.join(_CLASSES)} are); give a GGUF "
+            "file of the base, of any type, with --gguf-template FILE: llama.cpp's convert_hf_to_gguf.py makes one"
         )
 
 

@@ -74,6 +74,27 @@ def general_key_values(
         said.base_models = [origin.entry() for origin in origins]
     if tags:
         said.tags = list(tags)
+    return _pairs(said)
+
+
+# What a template says about the base alone: its names, who made it, what it was made of.
+_OWN = ("general.name", "general.basename", "general.finetune", "general.version", "general.author",
+        "general.organization", "general.description", "general.quantized_by", "general.url", "general.doi",
+        "general.uuid", "general.repo_url", "general.source.", "general.base_model.", "general.tags")  # fmt: skip
+
+
+def retold_key_values(
+    template: Sequence[KeyValue], *, name: str | None, origins: Sequence[Origin], tags: Sequence[str]
+) -> list[KeyValue]:
+    """The key-values of a GGUF file of the base with the name and the origins of the merge instead of its own."""
+    said = Metadata(name=name, base_models=[origin.entry() for origin in origins], tags=list(tags))
+    lineage = [pair for pair in _pairs(said) if pair.key.startswith(_OWN)]
+    kept = [pair for pair in template if not pair.key.startswith(_OWN)]
+    general = sum(pair.key in ("general.architecture", "general.type") for pair in kept[:2])
+    return [*kept[:general], *lineage, *kept[general:]]
+
+
+def _pairs(said: Metadata) -> list[KeyValue]:
     writer = GGUFWriter(None, ARCHITECTURE)  # writes nothing: it only collects
     writer.add_type("model")
     said.set_gguf_meta_model(writer)

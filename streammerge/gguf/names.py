@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 
-from streammerge.errors import MismatchError
+from streammerge.errors import FormatError, MismatchError
 from streammerge.formats.contract import OutputTensor, TensorInfo
 
 # Buffers that old checkpoints carry and no model needs.
@@ -25,9 +25,9 @@ _ALWAYS_F32 = (
 class Converted:
     """One tensor of the unquantized GGUF file.
 
-    ``sources`` are the checkpoint's tensors that it is made of: one; or one for each index of the leading axis (stacked
-    experts); or none, if its values are computed. ``heads``: its rows are moved as ``row_runs`` says; 0: they stay
-    where they are. ``shift`` is added to every value (Gemma stores its norms less one).
+    ``sources`` are the checkpoint's tensors: one; or one for each index of the leading axis, in its order (experts);
+    or none if the values are computed or taken from a template. ``heads``: the rows of its one source are moved as
+    ``row_runs`` says; 0: they stay where they are. ``shift`` is added to every value.
     """
 
     name: str
@@ -50,21 +50,35 @@ class Names:
     """The names of one architecture with so many layers."""
 
     def __init__(self, architecture: str, layers: int) -> None:
-        number = next(number for number, name in MODEL_ARCH_NAMES.items() if name == architecture)
+        number = next((number for number, name in MODEL_ARCH_NAMES.items() if name == architecture), None)
+        if number is None:
+            raise FormatError(
+                f"architecture {architecture!r} is not known to the gguf package; a newer one may know it"
+            )
         self._map = get_tensor_name_map(MODEL_ARCH(number), layers)
         self._architecture, self._layers = architecture, layers
 
     def find(self, name: str) -> str | None:
         """The name in the GGUF file; None for a buffer that is left out. Raises MismatchError if there is none."""
-        if name.endswith(_BUFFERS):
+        if is_buffer(name):
             return None
-        found: str | None = self._map.get_name(name, try_suffixes=(".weight", ".bias"))
+        found = self.get(name)
         if found is None:
             raise MismatchError(
                 f"tensor {name!r} has no place in a GGUF file of architecture {self._architecture} with "
                 f"{self._layers} layers; write safetensors instead, or check config.json"
             )
         return found
+
+    def get(self, name: str) -> str | None:
+        """The name in the GGUF file, None if there is none."""
+        found: str | None = self._map.get_name(name, try_suffixes=(".weight", ".bias"))
+        return found
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a checkpoint's tensor is one that no model needs."""
+    return name.endswith(_BUFFERS)
 
 
 def convert_names(tensors: Iterable[TensorInfo], names: Names, heads: "Heads", dtype: str) -> Iterator[Converted]:

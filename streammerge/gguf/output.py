@@ -14,12 +14,12 @@ from gguf import naming_convention
 from numpy.typing import NDArray
 
 from streammerge.checkpoint import Checkpoint
-from streammerge.errors import FormatError, MismatchError, RecipeError
+from streammerge.errors import FormatError, MismatchError
 from streammerge.formats.contract import OutputFile, OutputTensor, TensorInfo
-from streammerge.formats.gguf import GGML_TYPES, KeyValue, layout
+from streammerge.formats.gguf import GGML_TYPES, KeyValue, layout, without_leading_ones
 from streammerge.gguf.imatrix import Imatrix, read_imatrix
 from streammerge.gguf.llama import ROPE_FACTORS, Llama, read_llama, rope_factors
-from streammerge.gguf.metadata import Origin, matrix_type, model_key_values
+from streammerge.gguf.metadata import Origin, matrix_type, model_key_values, retold_key_values
 from streammerge.gguf.names import Converted
 from streammerge.gguf.policy import (
     FILE_TYPES,
@@ -29,11 +29,13 @@ from streammerge.gguf.policy import (
     model_facts,
     quantized_key_values,
 )
+from streammerge.gguf.template import read_template
 from streammerge.jobs import Target, TensorJob
 from streammerge.recipe import GgufOptions, Recipe
 from streammerge.report import model_name
 
 Floats = NDArray[np.float32]
+_TAGS = ("merge", "streammerge")
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ def plan_gguf(
         said = () if imatrix is None else imatrix.key_values()
         key_values = quantized_key_values(key_values, file_type, said)
     shapes = {tensor.name: tensor.shape for tensor in unquantized.tensors}
+    if file_type is not None:
+        shapes = {name: without_leading_ones(shape) for name, shape in shapes.items()}
     outputs = [OutputTensor(name, kind, shapes[name]) for name, kind in types.items()]
     path = _path(recipe, file_type or FILE_TYPES[dtype], key_values)
     return GgufOutput(
@@ -102,27 +106,36 @@ def _unquantized(
     recipe: Recipe, options: GgufOptions, base: Checkpoint, stored: Sequence[TensorInfo], file_type: FileType
 ) -> _Unquantized:
     if options.gguf_template is not None:
-        raise RecipeError("--gguf-template is not there yet")
+        return _from_template(recipe, options.gguf_template, base, file_type)
     if not base.path.is_dir():
         raise FormatError(f"{base.path}: is a single file; a GGUF file needs the config.json and tokenizer beside it")
     if not base.config:
         raise FormatError(f"{base.path / 'config.json'}: is missing; it says what kind of model this is")
     model: Llama = read_llama(base.config)
     tensors = model.tensors(stored, file_type.default)
-    models = (recipe.base, *recipe.agents)
     key_values = model_key_values(
         base.path,
         base.config,
         model,
         tensors,
         file_type,
-        name=_model_name(recipe, file_type),
-        origins=[_origin(path) for path in models],
-        tags=["merge", "streammerge"],
+        name=_model_name(recipe),
+        origins=_origins(recipe),
+        tags=_TAGS,
         pre_tokenizer=options.pre_tokenizer,
     )
     factors = rope_factors(model)
     return _Unquantized(key_values, tensors, {} if factors is None else {ROPE_FACTORS: factors})
+
+
+def _from_template(recipe: Recipe, path: Path, base: Checkpoint, file_type: FileType) -> _Unquantized:
+    found = read_template(path, base, file_type.default)
+    told = retold_key_values(found.key_values, name=_model_name(recipe), origins=_origins(recipe), tags=_TAGS)
+    return _Unquantized(quantized_key_values(told, file_type), found.tensors, found.constants)
+
+
+def _origins(recipe: Recipe) -> list[Origin]:
+    return [_origin(path) for path in (recipe.base, *recipe.agents)]
 
 
 def _origin(path: Path) -> Origin:
@@ -131,7 +144,7 @@ def _origin(path: Path) -> Origin:
     return Origin(own, name) if slash and organization else Origin(name)
 
 
-def _model_name(recipe: Recipe, file_type: FileType) -> str | None:
+def _model_name(recipe: Recipe) -> str | None:
     """What the model is called: as its file without the type, or as the folder that it lies in."""
     if recipe.output is None:
         return None
@@ -183,22 +196,23 @@ def _with_targets(
     jobs: Sequence[TensorJob], tensors: Sequence[Converted], types: Mapping[str, str]
 ) -> Iterator[TensorJob]:
     """Every job with its place in the file, in the order of the checkpoint; one that has two places comes twice."""
-    targets: dict[str, list[Target]] = {}
+    targets: dict[str, list[tuple[Target, tuple[int, ...]]]] = {}
     for tensor in tensors:
         ggml = GGML_TYPES[types[tensor.name]]
         for index, source in enumerate(tensor.sources):
             first = index * (prod(tensor.shape) // len(tensor.sources))
             places = targets.setdefault(source, [])
             moves = (tensor.dtype, tensor.heads, tensor.shift, first)
-            places.append(Target(tensor.name, ggml.name, ggml.block, ggml.block_bytes, *moves))
+            target = Target(tensor.name, ggml.name, ggml.block, ggml.block_bytes, *moves)
+            places.append((target, tensor.shape[1:] if len(tensor.sources) > 1 else tensor.shape))
     for job in jobs:
-        for number, target in enumerate(targets.get(job.name, ())):
+        for number, (target, shape) in enumerate(targets.get(job.name, ())):
             if job.elements and not _is_float(job):
                 raise MismatchError(
                     f"tensor {job.name!r} is {job.dtype}, which a GGUF file of this architecture has no place for; "
                     "write safetensors instead"
                 )
-            yield replace(job, counted=job.counted and number == 0, target=target)
+            yield replace(job, shape=shape, counted=job.counted and number == 0, target=target)
 
 
 def _is_float(job: TensorJob) -> bool:

@@ -79,8 +79,8 @@ def _check_kind(folder: Path, tokenizer: Mapping[str, Any]) -> None:
     if kind != "BPE" or model.get("byte_fallback") or (folder / "tokenizer.model").is_file():
         found = "a sentencepiece model" if kind == "BPE" else f"of type {kind}"
         raise FormatError(
-            f"{folder / 'tokenizer.json'}: the tokenizer is {found}; only byte-level BPE can be written as GGUF yet. "
-            "Write safetensors and use llama.cpp's convert_hf_to_gguf.py and llama-quantize"
+            f"{folder / 'tokenizer.json'}: the tokenizer is {found}; only byte-level BPE is built in. "
+            "Give a GGUF file of the base, which has the tokenizer, with --gguf-template FILE"
         )
 
 

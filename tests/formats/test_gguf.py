@@ -149,7 +149,7 @@ def test_the_reference_reader_reads_what_was_written(tmp_path):
     for found in reader.tensors:
         assert found.data.tobytes() == arrays[found.name].tobytes()
         assert found.data_offset % 32 == 0
-    assert [list(map(int, t.shape)) for t in reader.tensors] == [[5, 3], [7, 3, 2], [4], [1, 4]]
+    assert [list(map(int, t.shape)) for t in reader.tensors] == [[5, 3], [7, 3, 2], [4, 1], [1, 4]]
     for wanted in PAIRS:
         if wanted.key not in ("text", "none"):
             assert reader.fields[wanted.key].contents() == wanted.value

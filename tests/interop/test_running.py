@@ -18,10 +18,10 @@ def load(path, **settings):
 
 
 def test_it_answers_from_the_merged_and_quantized_file(smollm2):  # noqa: F811
+    """The first words are given: left to itself a model of this size begins in French, in transformers as well."""
     model = load(smollm2.ours("ours-Q4_K_M", quantize="Q4_K_M"))
-    asked = [{"role": "user", "content": QUESTION}]
-    answer = model.create_chat_completion(asked, max_tokens=24, temperature=0)["choices"][0]["message"]["content"]
-    assert "Paris" in answer
+    prompt = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\nThe capital of France is"
+    assert " Paris" in model(prompt, max_tokens=4, temperature=0)["choices"][0]["text"]
 
 
 def test_a_split_file_runs_too(smollm2):  # noqa: F811
