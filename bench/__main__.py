@@ -45,6 +45,19 @@ def engine(data: Path, mergekit: Path | None, rounds: int, cold_rounds: int) -> 
 
 
 @main.command()
+@click.option("--data", type=FOLDER, required=True, help="Folder with base, agent-0, ... in bf16, and a tokenizer.")
+@click.option("--mergekit", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
+@click.option("--llama-cpp", type=FOLDER, required=True, help="Folder with llama.cpp's convert_hf_to_gguf.py.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+def pipeline(data: Path, mergekit: Path, llama_cpp: Path, rounds: int) -> None:
+    """From checkpoints to Q4_K_M: one command against mergekit, converter and quantizer."""
+    from bench.pipeline import bench_pipeline
+
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=data.parent) as work:
+        _report(bench_pipeline, data, Path(work), rounds, mergekit.absolute(), llama_cpp)
+
+
+@main.command()
 @click.option("--data", type=FOLDER, required=True, help="Folder that has or will get a folder for each shape.")
 @click.option("--shape", "shapes", multiple=True, default=("135m", "1.24b", "7b"), show_default=True)
 def growth(data: Path, shapes: tuple[str, ...]) -> None:

@@ -73,7 +73,8 @@ def streammerge(*arguments: str | Path) -> Run:
 
 def compile_kernels() -> None:
     """Compile the kernels if that is still to be done, so that no measured process pays for it."""
-    run([sys.executable, "-c", "from streammerge.kernels.load import load_cpu; load_cpu()"])
+    load = "from streammerge.kernels import load; load.load_cpu(); load.load_quants({'Q4_K'})"
+    run([sys.executable, "-c", load])
 
 
 @dataclass(frozen=True)

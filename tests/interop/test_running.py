@@ -26,9 +26,7 @@ def test_it_answers_from_the_merged_and_quantized_file(smollm2):  # noqa: F811
 
 def test_a_split_file_runs_too(smollm2):  # noqa: F811
     output = smollm2.folder / "split.gguf"
-    report = streammerge.merge(
-        smollm2.base, smollm2.agents, output, max_ram="1G", quantize="Q4_K_M", max_shard_size="40MB"
-    )
+    report = streammerge.merge(smollm2.base, smollm2.agents, output, quantize="Q4_K_M", max_shard_size="40MB")
     names = report.to_dict()["files"]
     assert len(names) > 2 and names[0] == f"split-00001-of-0000{len(names)}.gguf"
     model = load(smollm2.folder / names[0])

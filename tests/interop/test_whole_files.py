@@ -29,13 +29,13 @@ class Model:
 
     def __init__(self, folder, base, agents, pre=None):
         self.folder, self.base, self.agents, self.pre = folder, base, agents, pre
-        streammerge.merge(base, agents, folder / "merged", max_ram="1G")
+        streammerge.merge(base, agents, folder / "merged")
         self.converted = convert(folder / "merged", folder / "converted.gguf", pre=pre)
 
     def ours(self, name, **options):
         output = self.folder / f"{name}.gguf"
         if not output.exists():
-            streammerge.merge(self.base, self.agents, output, max_ram="1G", pre_tokenizer=self.pre, **options)
+            streammerge.merge(self.base, self.agents, output, pre_tokenizer=self.pre, **options)
         return output
 
     def imatrix(self):
@@ -112,7 +112,7 @@ def test_generated_models_with_an_importance_matrix(generated, kind):
 def test_another_type_between_the_two_steps(generated, outtype, tmp_path):
     """--intermediate is what safetensors and converter would have stored: --dtype and --outtype of the two steps."""
     dtype = {"f16": "float16", "f32": "float32"}[outtype]
-    streammerge.merge(generated.base, generated.agents, tmp_path / "merged", dtype=dtype, max_ram="1G")
+    streammerge.merge(generated.base, generated.agents, tmp_path / "merged", dtype=dtype)
     converted = convert(tmp_path / "merged", tmp_path / "converted.gguf", outtype, pre="llama-bpe")
     theirs = quantize(converted, tmp_path / "theirs.gguf", FILE_TYPES["Q4_K_M"].number)
     ours = generated.ours(f"ours-{outtype}", quantize="Q4_K_M", intermediate=outtype)

@@ -1,0 +1,164 @@
+"""python -m bench pipeline: from checkpoints to the quantized file, in one command and in three tools.
+
+Three tools: mergekit writes safetensors, llama.cpp's converter a GGUF file of the same size, its quantizer the file
+that is run. Before any time is reported our file is compared, byte for byte, with what the last two tools make of our
+own merge; with theirs it agrees in names, types and shapes (mergekit rounds every delta to bfloat16).
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+from bench import cache
+from bench.engine import BUDGET, Contest
+from bench.machine import version_beside
+from bench.mergekit import mergekit
+from bench.process import BenchError, Run, compile_kernels, merge, run, wait_for_calm
+from bench.results import Cell, Result, Table, megabytes, middle
+from streammerge.formats.gguf import GgufSource
+
+_KIND, _NUMBER = "Q4_K_M", "15"
+_METHODS = ("ram", "ram+")
+_FASTER = 20
+
+
+@dataclass(frozen=True)
+class Step:
+    """One tool of the three: its process, and the bytes that it left on the disk."""
+
+    name: str
+    run: Run
+    written: int
+
+
+def bench_pipeline(data: Path, work: Path, rounds: int, script: Path, llama_cpp: Path) -> Result:
+    """Check our file, time the three tools once and ours several times."""
+    _check_tokenizer(data / "base")
+    compile_kernels()
+    contest = Contest(data, work)
+    ours = {method: [_ours(contest, method)] for method in _METHODS}
+    _check_against_two_steps(contest, llama_cpp)
+    steps = _three_tools(contest, script, llama_cpp)
+    for _ in range(rounds - 1):
+        for method in _METHODS:
+            ours[method].append(_ours(contest, method))
+    return _result(contest, ours, steps, script)
+
+
+def _check_tokenizer(base: Path) -> None:
+    if not (base / "tokenizer.json").exists():
+        raise BenchError(f"{base}: has no tokenizer.json, which GGUF needs; copy that of the smollm2 sample there")
+
+
+def _file(contest: Contest, method: str) -> Path:
+    return contest.work / f"ours-{method}-{_KIND}.gguf"
+
+
+def _ours(contest: Contest, method: str) -> Step:
+    wait_for_calm()
+    cache.warm(contest.inputs)
+    output = _file(contest, method)
+    before = output.read_bytes() if output.exists() else None
+    options = ("--quantize", _KIND, "--overwrite")
+    found = merge(contest.base, contest.agents, output, method, BUDGET, *options)
+    if before is not None and output.read_bytes() != before:
+        raise BenchError(f"{method}: two runs gave different files")
+    return Step(f"streammerge {method}", found.run, output.stat().st_size)
+
+
+def _check_against_two_steps(contest: Contest, llama_cpp: Path) -> None:
+    """Our ram as safetensors, converted and quantized by llama.cpp, is our ram in GGUF."""
+    folder = contest.work / "merged"
+    merge(contest.base, contest.agents, folder, "ram", BUDGET)
+    target = contest.work / f"two-steps-{_KIND}.gguf"
+    _convert_and_quantize(folder, target, llama_cpp)
+    _check_same_table(_file(contest, "ram"), target)
+    sources = [GgufSource(path) for path in (_file(contest, "ram"), target)]
+    data = [path.read_bytes() for path in (_file(contest, "ram"), target)]
+    for name in sources[0].tensors:
+        places = [source.tensors[name] for source in sources]
+        pieces = [content[info.offset :][: info.nbytes] for content, info in zip(data, places)]
+        if pieces[0] != pieces[1]:
+            raise BenchError(f"{name}: the bytes are not those that llama.cpp makes of the same merge")
+    shutil.rmtree(folder)
+    target.unlink()
+
+
+def _check_same_table(ours: Path, theirs: Path) -> None:
+    tables = [[(t.name, t.dtype, t.shape) for t in GgufSource(path).tensors.values()] for path in (ours, theirs)]
+    if tables[0] != tables[1]:
+        raise BenchError(f"{ours} and {theirs} hold different tensors")
+
+
+def _convert_and_quantize(folder: Path, target: Path, llama_cpp: Path) -> list[Step]:
+    middle_file = target.with_name("converted.gguf")
+    converter = llama_cpp / "convert_hf_to_gguf.py"
+    converted = run([sys.executable, converter, folder, "--outfile", middle_file, "--outtype", "bf16"])
+    steps = [Step("convert_hf_to_gguf.py", converted, middle_file.stat().st_size)]
+    quantized = run([sys.executable, "-m", "bench.llama_quantize", middle_file, target, _NUMBER])
+    steps.append(Step("llama_model_quantize", quantized, target.stat().st_size))
+    middle_file.unlink()
+    return steps
+
+
+def _three_tools(contest: Contest, script: Path, llama_cpp: Path) -> list[Step]:
+    wait_for_calm()
+    cache.warm(contest.inputs)
+    folder = contest.work / "mergekit"
+    merged = mergekit(script, contest.base, contest.agents, folder, "ram")
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    target = contest.work / f"theirs-{_KIND}.gguf"
+    steps = [Step("mergekit ram", merged, size), *_convert_and_quantize(folder, target, llama_cpp)]
+    _check_same_table(_file(contest, "ram"), target)
+    shutil.rmtree(folder)
+    target.unlink()
+    return steps
+
+
+# --- what is told ----------------------------------------------------------------------------------------------------
+
+
+def _result(contest: Contest, ours: dict[str, list[Step]], steps: Sequence[Step], script: Path) -> Result:
+    read = sum(path.stat().st_size for path in contest.inputs)
+    settings = {"inputs": f"base and {len(contest.agents)} agents, {read / 1e9:.2f} GB", "max-ram": BUDGET}
+    result = Result("pipeline", f"From checkpoints to {_KIND}", settings, notes=list(_NOTES))
+    result.packages = {
+        "mergekit": version_beside(script, "mergekit"),
+        "llama-cpp-python": version("llama-cpp-python"),
+    }
+    rows: list[tuple[Cell, ...]] = []
+    for each in ours.values():
+        walls = middle([step.run.wall for step in each])
+        rows.append((each[0].name, walls, megabytes(max(s.run.peak for s in each)), megabytes(each[0].written)))
+    rows += [(s.name, f"{s.run.wall:.1f}", megabytes(s.run.peak), megabytes(s.written)) for s in steps]
+    wall, written = sum(s.run.wall for s in steps), sum(s.written for s in steps)
+    rows.append(("the three together", f"{wall:.1f}", megabytes(max(s.run.peak for s in steps)), megabytes(written)))
+    result.tables = [_goals(ours, wall), Table("## Times", ("what", "wall, s", "peak", "written"), rows)]
+    result.runs = [asdict(step) for step in (*steps, *(step for each in ours.values() for step in each))]
+    for record in result.runs:
+        record["run"].update(lines=None, output=None)  # they hold the paths of this machine
+    return result
+
+
+def _goals(ours: dict[str, list[Step]], wall: float) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for method, each in ours.items():
+        factor = wall / median(step.run.wall for step in each)
+        met = "yes" if factor >= _FASTER else "**no**"
+        rows.append((f"{method} {_FASTER} x as fast as the three tools", f"{factor:.0f} x", met))
+    peak = max(step.run.peak for each in ours.values() for step in each)
+    rows.append((f"peak memory within {BUDGET}", megabytes(peak), "yes" if peak <= 512 * 2**20 else "**no**"))
+    return Table("## Goals", ("goal", "found", "met"), rows)
+
+
+_NOTES = (
+    "streammerge writes the final file only; the three tools leave two more copies of the model on the way.",
+    "Our ram file holds, byte for byte, what llama.cpp's converter and quantizer make of our ram as safetensors. "
+    "mergekit has no RAM+ of the whole model: its ram stands against both.",
+    "Warm page cache; wall times of whole processes, for ours the median (least to largest). The quantizer has two "
+    "threads.",
+)
