@@ -82,9 +82,11 @@ def plan_gguf(
     if file_type is not None:
         shapes = {name: without_leading_ones(shape) for name, shape in shapes.items()}
     outputs = [OutputTensor(name, kind, shapes[name]) for name, kind in types.items()]
-    path = _path(recipe, file_type or FILE_TYPES[dtype], key_values)
+    made = file_type or FILE_TYPES[dtype]
+    _check_name(recipe, made)
+    path = _path(recipe, made, key_values)
     return GgufOutput(
-        file_type or FILE_TYPES[dtype],
+        made,
         path,
         tuple(_with_targets(jobs, unquantized.tensors, types)),
         layout(outputs, key_values, recipe.max_shard_size or None, path.name if path else "model.gguf"),
@@ -150,9 +152,23 @@ def _model_name(recipe: Recipe) -> str | None:
         return None
     if recipe.output.suffix != ".gguf":
         return recipe.output.absolute().name
-    stem = recipe.output.stem
-    ending = next((name for name in FILE_TYPES if stem.upper().endswith(f"-{name}")), None)
-    return stem if ending is None else stem[: -len(ending) - 1]
+    ending = _named_type(recipe.output)
+    return recipe.output.stem if ending is None else recipe.output.stem[: -len(ending) - 1]
+
+
+def _named_type(output: Path) -> str | None:
+    """The type that a file's name ends with."""
+    return next((name for name in FILE_TYPES if output.stem.upper().endswith(f"-{name}")), None)
+
+
+def _check_name(recipe: Recipe, file_type: FileType) -> None:
+    """A file must not be called what it is not."""
+    named = None if recipe.output is None else _named_type(recipe.output)
+    if named not in (None, file_type.name):
+        raise RecipeError(
+            f"{recipe.output}: is named {named}, but would be {file_type.name}; "
+            f"add --quantize {named}, or choose another name"
+        )
 
 
 def _path(recipe: Recipe, file_type: FileType, key_values: Sequence[KeyValue]) -> Path | None:

@@ -10,9 +10,11 @@ import pytest
 from safetensors.numpy import save_file
 
 import streammerge
-from bench.sample.shapes import Shape
+from bench.sample.generate import make_agent, make_base
+from bench.sample.shapes import SHAPES, Shape
 from streammerge.errors import FormatError, MismatchError, NonFiniteError, OutputError, RecipeError
 from streammerge.formats.gguf import GgufSource
+from tests.gguf.checkpoints import tokenizer
 from tests.gguf.merging import PRE, arrays_of, check_file, encoded, make_models, write_dat
 
 # Rows of 256 and 768, heads of 64 rows (16,384 elements) that no block of 65,536 holds a whole number of.
@@ -219,6 +221,30 @@ def test_the_plan_says_the_type_of_every_tensor_and_the_size(models, tmp_path):
     streammerge.merge(*models, output, quantize="Q4_K_M", **PRE)
     assert output.stat().st_size == planned.bytes_to_write
     assert json.loads(planned.to_json())["quantize"] == "Q4_K_M"
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path):
+    """70B with heads of a million weights and an embedding of a thousand million: planned from headers alone."""
+    from streammerge.gguf import output as module  # noqa: F401  (imported before anything is measured)
+
+    needed = []
+    for name in ("1.24b", "70b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        base = make_base(folder / "base", SHAPES[name], sparse=True)
+        (base / "tokenizer.json").write_text(json.dumps(tokenizer(("<s>", "</s>"))))
+        agents = [make_agent(folder / f"a{i}", base, index=i, sparse=True) for i in range(8)]
+        planned = streammerge.plan(base, agents, quantize="Q4_K_M", max_ram="512M", threads=2, **PRE)
+        needed.append(planned.memory.projected - planned.memory.reserved)
+    assert needed[0] <= needed[1] <= 200 << 20
+    assert 42 * 10**9 < planned.bytes_to_write < 43 * 10**9  # what llama.cpp makes of this shape is 42.5 GB
+
+
+@pytest.mark.parametrize("options", [{}, {"quantize": "Q8_0"}])
+def test_a_file_is_not_called_what_it_is_not(models, tmp_path, options):
+    found = options.get("quantize", "BF16")
+    with pytest.raises(RecipeError, match=f"is named Q4_K_M, but would be {found}; add --quantize Q4_K_M"):
+        streammerge.merge(*models, tmp_path / "My-Merge-Q4_K_M.gguf", **options, **PRE)
 
 
 # --- types by option -------------------------------------------------------------------------------------------------
