@@ -14,7 +14,7 @@ from gguf import naming_convention
 from numpy.typing import NDArray
 
 from streammerge.checkpoint import Checkpoint
-from streammerge.errors import FormatError, MismatchError
+from streammerge.errors import FormatError, MismatchError, RecipeError
 from streammerge.formats.contract import OutputFile, OutputTensor, TensorInfo
 from streammerge.formats.gguf import GGML_TYPES, KeyValue, layout, without_leading_ones
 from streammerge.gguf.imatrix import Imatrix, read_imatrix
