@@ -186,14 +186,6 @@ def _encode_e5m2(values: NDArray[uint32], out: NDArray[uint8]) -> bool:
     return bool(largest >= uint32(0x7C))
 
 
-@jit("uint16(Array(uint16, 1, 'C', True))")
-def _largest_16(codes: NDArray[uint16]) -> uint16:
-    largest = uint16(0)
-    for i in range(codes.size):
-        largest = max(largest, uint16(codes[i] & uint16(0x7FFF)))
-    return largest
-
-
 _UNCHANGED = "void(Array(uint32, 1, 'C', True), Array(uint32, 1, 'C', True), Array(uint64, 1, 'C', True), uint64[::1])"
 
 
@@ -253,12 +245,6 @@ def encode(dtype: str, values: NDArray[float32], out: NDArray[uint8]) -> int:
     bits, codes = values.view(uint32), out.view(codec.storage)
     _same_length(dtype, codes.size, bits.size)
     return codec.count(codes) if codec.encode(bits, codes) else 0
-
-
-def all_finite(dtype: str, raw: NDArray[uint8]) -> bool:
-    """Whether no element of a 16-bit type (F16, BF16) is infinite or NaN. ``raw`` is as for ``decode``."""
-    codec = _codec(dtype)
-    return bool(_largest_16(raw.view(uint16)) < codec.infinity)
 
 
 def keep_base(

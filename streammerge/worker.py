@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,9 @@ from .formats import codecs
 from .formats.contract import Bytes, Reader, Sink
 from .formats.dtypes import DTYPES
 from .jobs import TensorJob
+from .kernels.bfloat16 import Stored
 from .kernels.contract import BLOCK, MAX_STORED_AGENTS, Block, Kernels
-from .methods.base import State
+from .methods.base import Measure, State
 from .planning import Plan, encoded_size, input_widths, output_width, piece_size
 from .schedule import Task, storage
 
@@ -109,11 +110,8 @@ class Worker:
                 self._blend(task, raws, offset, count)
             else:
                 assert numbers is not None
-                block = self._stored(task, raws, offset, count)
-                if block is None:
-                    block = self._decode(task, raws, offset, count)
                 target = numbers if measure.kind == "counts" else numbers[offset // BLOCK]
-                measure.block(self._kernels, block, running.state, target)
+                self._measure(task, measure, raws, offset, count, target)
         self.outcome.computing += time.perf_counter() - began
         if measure is None:
             packed = (task.stop - task.start) * DTYPES[job.dtype].itemsize
@@ -124,28 +122,41 @@ class Worker:
     def _blend(self, task: Task, raws: Sequence[Bytes], offset: int, count: int) -> None:
         """One block of the result, encoded into its place among the packed bytes of the chunk."""
         running, job, method = task.running, task.running.job, self._plan.method
-        before = self.outcome.tally.copy()
         block = self._stored(task, raws, offset, count)
         if block is not None:
-            method.blend(self._kernels, block, running.state)
-            if codecs.all_finite("BF16", block.out.view(np.uint8)):
+            before = self.outcome.tally.copy()
+            stored = Stored()
+            method.blend(cast(Kernels, stored), block, running.state)
+            if stored.finite:
                 return
-            self.outcome.tally[:] = before  # an overflow: over float32 once more, where it is counted and named
+            self.outcome.tally[:] = before  # over float32 once more, where what is not finite is counted and named
         block = self._decode(task, raws, offset, count)
         method.blend(self._kernels, block, running.state)
         self._encode(job, block, raws[0], offset)
 
+    def _measure(
+        self, task: Task, measure: Measure, raws: Sequence[Bytes], offset: int, count: int, out: NDArray[Any]
+    ) -> None:
+        """Add the numbers of one block to ``out``."""
+        state = task.running.state
+        block = self._stored(task, raws, offset, count)
+        if block is not None:
+            before = out.copy()
+            stored = Stored()
+            measure.block(cast(Kernels, stored), block, state, out)
+            if stored.finite:
+                return
+            out[:] = before
+        measure.block(self._kernels, self._decode(task, raws, offset, count), state, out)
+
     def _stored(self, task: Task, raws: Sequence[Bytes], offset: int, count: int) -> Block | None:
-        """One block of every model in bfloat16 as stored, if the method takes it so and all values are finite."""
+        """One block of every model in bfloat16 as stored, if the method takes it so."""
         job = task.running.job
         if not (self._plan.method.stored and len(raws) <= 1 + MAX_STORED_AGENTS and job.dtype == "BF16"):
             return None
         if any(model.tensors[job.name].dtype != "BF16" for model in self._models):
             return None
-        pieces = [raw[2 * offset : 2 * (offset + count)] for raw in raws]
-        if not all(codecs.all_finite("BF16", piece) for piece in pieces):
-            return None
-        base, *agents = (piece.view(np.uint16) for piece in pieces)
+        base, *agents = (raw[2 * offset : 2 * (offset + count)].view(np.uint16) for raw in raws)
         out = self._packed[2 * offset : 2 * (offset + count)].view(np.uint16)
         return self._block(task, offset, base, agents, out)
 

@@ -29,8 +29,9 @@ class Block:
     """One block of one tensor, in float32, or in bfloat16 as stored.
 
     ``base`` (n), ``agents`` (agents x n) and ``out`` (n) are workspace: primitives may overwrite them. As stored,
-    they are uint16, ``base`` and each of ``agents`` are read-only, every value is finite, and the primitives are those
-    that say so: their result is what decoding, computing in float32 and encoding would give, bit for bit.
+    they are uint16, ``base`` and ``agents`` (a sequence of rows) are read-only, and the primitives are those of
+    ``bfloat16.Stored``: where all is finite, the result is what decoding, computing in float32 and encoding would give,
+    bit for bit.
     ``index`` is the block's number in its tensor, ``start`` its first element's flat index.
     ``tally`` (agents x 2, int64) adds up changed and unique weights where a method counts them.
     """
@@ -49,13 +50,13 @@ class Kernels(Protocol):
 
     def count_changes(self, base: Array, agents: Array, epsilon: Scalar, tally: Array) -> None:
         """changed_i[j] = |x[i,j] - base[j]| > float32(epsilon). Adds to tally[i] = (changed, unique): how many
-        elements agent i changed, and how many of them no other agent changed. Takes bfloat16 as stored."""
+        elements agent i changed, and how many of them no other agent changed."""
         ...
 
     def ram(self, base: Array, agents: Array, epsilon: Scalar, scales: Array, out: Array, tally: Array) -> None:
         """Reinforced Agent Merging. d_i = x[i] - base; count = number of agents that changed the element.
         count 0: out = base, bit for bit. count 1: base + d_i * scales[i]. count >= 2: base + (sum of the changed
-        d_i in agent order, starting from 0) / count. Tally as in ``count_changes``. Takes bfloat16 as stored."""
+        d_i in agent order, starting from 0) / count. Tally as in ``count_changes``."""
         ...
 
     def ram_divide_first(

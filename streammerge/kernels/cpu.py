@@ -6,13 +6,10 @@ cache, with float32 counters beside the float32 sums, runs four times as fast. A
 (at most 32 agents), and a boolean added to an integer vectorizes where an ``if`` does not.
 """
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ..formats.jit import inline, jit
-from . import bfloat16
 
 Scalar = float | np.float32
 Row = NDArray[np.float32]  # (elements,)
@@ -424,16 +421,8 @@ def _scale_rows(rows: Rows, factors: Sums) -> None:
 class CPU:
     """The Numba backend: see ``Kernels`` for what each primitive means."""
 
-    @staticmethod
-    def count_changes(base: Any, agents: Any, epsilon: Scalar, tally: Counts) -> None:
-        """See ``Kernels``."""
-        (_count_changes if base.dtype == np.float32 else bfloat16.count_changes)(base, agents, epsilon, tally)
-
-    @staticmethod
-    def ram(base: Any, agents: Any, epsilon: Scalar, scales: Row, out: Any, tally: Counts) -> None:
-        """See ``Kernels``."""
-        (_ram if base.dtype == np.float32 else bfloat16.ram)(base, agents, epsilon, scales, out, tally)
-
+    count_changes = staticmethod(_count_changes)
+    ram = staticmethod(_ram)
     ram_divide_first = staticmethod(_ram_divide_first)
     subtract_base = staticmethod(_subtract_base)
     add_to_base = staticmethod(_add_to_base)
