@@ -8,6 +8,7 @@
 Importing this module imports Numba (about 0.2 s and 100 MB): nothing imports it before it computes.
 """
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -34,8 +35,20 @@ def cache_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="streammerge-"))
 
 
-# NUMBA_CACHE_DIR in the environment has the first word.
-CACHE = Path(getattr(config, "CACHE_DIR", "") or cache_folder())
+def sources_digest() -> str:
+    """Changes with every compiled source of this package; about a millisecond.
+
+    Numba compiles a function anew when its own file changes, but not when the file of a helper does that was inlined.
+    """
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in (Path(__file__), here / "codecs.py", *sorted(here.glob("quants/*.py"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+# NUMBA_CACHE_DIR in the environment has the first word. The code of other versions stays beside ours.
+CACHE = Path(getattr(config, "CACHE_DIR", "") or cache_folder()) / sources_digest()
 setattr(config, "CACHE_DIR", str(CACHE))  # noqa: B010
 
 

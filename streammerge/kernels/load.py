@@ -23,7 +23,7 @@ def load_cpu(notify: Callable[[str], None] = lambda text: None) -> Kernels:
         notify("compiling the kernels for this processor, once (some 10 seconds)")
         child = subprocess.run(
             [sys.executable, "-m", "streammerge.kernels.load"],
-            env={**os.environ, "STREAMMERGE_CACHE_DIR": str(CACHE)},
+            env={**os.environ, "STREAMMERGE_CACHE_DIR": str(CACHE.parent)},
             capture_output=True,
         )
         if child.returncode == 0:
