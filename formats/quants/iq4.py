@@ -23,9 +23,9 @@ from numpy import float32, int32, uint8, uint16
 
 from ..jit import inline, jit
 from .contract import Bytes, Values
-from .fields import get_half, put_half
+from .fields import get_half, looked_up, put_half
 from .lanes import LANES, Floats, IntRows, Ints, Rows, bits, magnitude, root, select, splat
-from .memory import load, store
+from .memory import get_bytes, load, store
 from .rounding import MAGIC, ONE, ZERO
 from .search import EPSILON
 
@@ -217,18 +217,17 @@ def _encode_xs(values: Values, row: int, weights: Values, out: Bytes) -> None:
 
 
 @inline
-def _unpack(raw: Bytes, at: int, scale: np.float32, out: Values, start: int) -> None:
-    for j in range(16):
-        out[start + j] = scale * VALUES[raw[at + j] & uint8(15)]
-    for j in range(16):
-        out[start + 16 + j] = scale * VALUES[raw[at + j] >> uint8(4)]
+def _unpack(raw: Bytes, at: int, scale: np.float32, out: Values, row: int) -> None:
+    codes = get_bytes(raw, at)
+    store(out, row, looked_up(codes & 15, VALUES) * scale)
+    store(out, row + 1, looked_up(codes >> 4, VALUES) * scale)
 
 
 @jit(_DECODE)
 def decode_iq4_nl(raw: Bytes, out: Values) -> None:
     """See ``contract.py``."""
     for block in range(out.size // WIDTH):
-        _unpack(raw, block * 18 + 2, get_half(raw, block * 18), out, block * WIDTH)
+        _unpack(raw, block * 18 + 2, get_half(raw, block * 18), out, 2 * block)
 
 
 @jit(_DECODE)
@@ -241,7 +240,7 @@ def decode_iq4_xs(raw: Bytes, out: Values) -> None:
         for i in range(SUPER):
             low = int32(raw[at + 4 + i // 2] >> uint8(4 * (i % 2))) & int32(15)
             level = int32(low | int32(int32(int32(high >> int32(2 * i)) & int32(3)) << int32(4))) - int32(32)
-            _unpack(raw, at + 8 + 16 * i, d * float32(level), out, (block * SUPER + i) * WIDTH)
+            _unpack(raw, at + 8 + 16 * i, d * float32(level), out, 2 * (block * SUPER + i))
 
 
 def encode_iq4_nl(values: Values, row: int, weights: Values | None, out: Bytes) -> None:

@@ -212,10 +212,10 @@ def decode_q2_k(raw: Bytes, out: Values) -> None:
 @inline
 def _step_and_low(raw: Bytes, at: int, sub: int, scale: float32, minimum: float32) -> tuple[float32, float32]:
     """Scale and minimum of a sub-block, from the twelve bytes at ``at`` (``get_scale_min_k4``)."""
-    if sub < 4:
-        return scale * float32(raw[at + sub] & 63), minimum * float32(raw[at + sub + 4] & 63)
-    joined, top, bottom = raw[at + sub + 4], raw[at + sub - 4] >> 6, raw[at + sub] >> 6
-    return scale * float32((joined & 15) | (top << 4)), minimum * float32((joined >> 4) | (bottom << 4))
+    early, late, joined = raw[at + (sub & 3)], raw[at + (sub & 3) + 4], raw[at + (sub & 3) + 8]
+    step = early & 63 if sub < 4 else (joined & 15) | (early >> 6 << 4)
+    low = late & 63 if sub < 4 else (joined >> 4) | (late >> 6 << 4)
+    return scale * float32(step), minimum * float32(low)
 
 
 @jit(DECODE)
@@ -239,11 +239,12 @@ def decode_q5_k(raw: Bytes, out: Values) -> None:
     for block in range(raw.size // 176):
         row, at = block * (BLOCK // LANES), block * 176
         scale, minimum = get_half(raw, at), get_half(raw, at + 2)
+        fifths = get_bytes(raw, at + 16), get_bytes(raw, at + 16 + LANES)
         for pair in range(4):
             early, early_low = _step_and_low(raw, at + 4, 2 * pair, scale, minimum)
             late, late_low = _step_and_low(raw, at + 4, 2 * pair + 1, scale, minimum)
             for run in range(2):
-                fifth = get_bytes(raw, at + 16 + run * LANES) >> (2 * pair)
+                fifth = fifths[run] >> (2 * pair)
                 codes = get_bytes(raw, at + 48 + (2 * pair + run) * LANES)
                 first, second = (codes & 15) | ((fifth & 1) << 4), (codes >> 4) | ((fifth & 2) << 3)
                 store(out, row + 4 * pair + run, early * to_float(first) - early_low)

@@ -35,7 +35,7 @@ from .lanes import (
     to_float,
 )
 from .legacy_codes import WIDTH, get_codes, put_codes
-from .legacy_weighted import encode_asymmetric_weighted, encode_symmetric_weighted
+from .legacy_weighted import encode_weighted
 from .memory import get_bytes, load, put_bytes, store
 from .rounding import ZERO, cut, half, inverted
 
@@ -193,7 +193,7 @@ def encode_q4_0(values: Values, row: int, weights: Values | None, out: Bytes) ->
     if weights is None:
         _encode_symmetric(values, False, out)
     else:
-        encode_symmetric_weighted(values, row, weights, False, out)
+        encode_weighted(values, row, weights, False, False, out)
 
 
 def encode_q4_1(values: Values, row: int, weights: Values | None, out: Bytes) -> None:
@@ -201,7 +201,7 @@ def encode_q4_1(values: Values, row: int, weights: Values | None, out: Bytes) ->
     if weights is None:
         _encode_asymmetric(values, False, out)
     else:
-        encode_asymmetric_weighted(values, row, weights, False, out)
+        encode_weighted(values, row, weights, True, False, out)
 
 
 def encode_q5_0(values: Values, row: int, weights: Values | None, out: Bytes) -> None:
@@ -209,7 +209,7 @@ def encode_q5_0(values: Values, row: int, weights: Values | None, out: Bytes) ->
     if weights is None:
         _encode_symmetric(values, True, out)
     else:
-        encode_symmetric_weighted(values, row, weights, True, out)
+        encode_weighted(values, row, weights, False, True, out)
 
 
 def encode_q5_1(values: Values, row: int, weights: Values | None, out: Bytes) -> None:
@@ -217,7 +217,7 @@ def encode_q5_1(values: Values, row: int, weights: Values | None, out: Bytes) ->
     if weights is None:
         _encode_asymmetric(values, True, out)
     else:
-        encode_asymmetric_weighted(values, row, weights, True, out)
+        encode_weighted(values, row, weights, True, True, out)
 
 
 def decode_q4_0(raw: Bytes, out: Values) -> None:

@@ -24,13 +24,14 @@ def put_codes(low: Ints, high: Ints, has_fifth: bool, out: Bytes, at: int) -> No
 
 @inline
 def get_codes(raw: Bytes, at: int, has_fifth: bool) -> tuple[Ints, Ints]:
-    """The way back."""
-    low = high = get_bytes(raw, at + (4 if has_fifth else 0))
-    low, high = low & 15, high >> 4
-    if has_fifth:
-        first = int32(raw[at]) | (int32(raw[at + 1]) << 8)
-        second = int32(raw[at + 2]) | (int32(raw[at + 3]) << 8)
-        lane = lane_numbers()
-        low = low | ((((lane & 0) | int32(first)) >> lane) & 1) << 4
-        high = high | ((((lane & 0) | int32(second)) >> lane) & 1) << 4
-    return low, high
+    """The way back.
+
+    Without a branch: with one, Numba counts references to the array for each block, which costs more than all the rest.
+    """
+    codes = get_bytes(raw, at + 4 * int32(has_fifth))
+    first = (int32(raw[at]) | (int32(raw[at + 1]) << 8)) * int32(has_fifth)
+    second = (int32(raw[at + 2]) | (int32(raw[at + 3]) << 8)) * int32(has_fifth)
+    lane = lane_numbers()
+    low = ((((lane & 0) | int32(first)) >> lane) & 1) << 4
+    high = ((((lane & 0) | int32(second)) >> lane) & 1) << 4
+    return (codes & 15) | low, (codes >> 4) | high

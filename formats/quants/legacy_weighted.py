@@ -62,35 +62,28 @@ def _turn(codes: IntRows, turned: IntRows) -> None:
             turned[lane, e] = codes[e, lane]
 
 
-@jit("void(Array(float32, 1, 'C', True), int64, Array(float32, 1, 'C', True), boolean, uint8[::1])")
-def encode_symmetric_weighted(values: Values, row: int, weights: Values, has_fifth: bool, out: Bytes) -> None:
-    """Q4_0, or Q5_0 if codes have a fifth bit."""
-    top = 16 if has_fifth else 8
-    nbytes = 22 if has_fifth else 18
-    blocks = values.size // WIDTH
-    means = np.empty(values.size // row, np.float32)
-    _mean_squares(values, row, means)
-    x, w = np.empty((WIDTH + 1, LANES), np.float32), np.empty((WIDTH, LANES), np.float32)
-    scratch, shorts = np.empty((WIDTH, LANES), np.float32), np.empty((1, LANES), np.int32)
-    codes, turned = np.empty((WIDTH, LANES), np.int32), np.empty((LANES, WIDTH), np.int32)
-    for first in range(0, blocks, LANES):
-        _gather(values, row, weights, means, first, x, w)
+@inline
+def _fit(x: Rows, w: Rows, scratch: Rows, has_minimum: bool, has_fifth: bool, codes: IntRows, shorts: IntRows) -> None:
+    """Codes, and the float16 bits of scale and minimum."""
+    if has_minimum:
+        top = 31 if has_fifth else 15
+        scale, minimum, inverse, low = asymmetric(x, w, scratch, 0, WIDTH, top, float32(-0.9), float32(0.05), 36, False)
+        for e in range(WIDTH):
+            store(codes, e, asymmetric_codes(load(x, e), inverse, low, top))
+        store(shorts, 1, half(minimum * float32(-1))[0])
+    else:
+        top = 16 if has_fifth else 8
         scale, inverse = symmetric(x, w, scratch, 0, WIDTH, top)
         for e in range(WIDTH):
             store(codes, e, symmetric_codes(load(x, e), inverse, top))
-        store(shorts, 0, half(scale)[0])
-        _turn(codes, turned)
-        for i in range(min(LANES, blocks - first)):
-            at = (first + i) * nbytes
-            put_u16(shorts[0, i], out, at)
-            put_codes(load(turned, 2 * i), load(turned, 2 * i + 1), has_fifth, out, at + 2)
+    store(shorts, 0, half(scale)[0])
 
 
-@jit("void(Array(float32, 1, 'C', True), int64, Array(float32, 1, 'C', True), boolean, uint8[::1])")
-def encode_asymmetric_weighted(values: Values, row: int, weights: Values, has_fifth: bool, out: Bytes) -> None:
-    """Q4_1, or Q5_1 if codes have a fifth bit."""
-    top = 31 if has_fifth else 15
-    nbytes = 24 if has_fifth else 20
+@jit("void(Array(float32, 1, 'C', True), int64, Array(float32, 1, 'C', True), boolean, boolean, uint8[::1])")
+def encode_weighted(values: Values, row: int, weights: Values, has_minimum: bool, has_fifth: bool, out: Bytes) -> None:
+    """Encode as one of the four types: those that end in 1 have a minimum, those that begin with Q5 a fifth bit."""
+    fields = 4 if has_minimum else 2
+    nbytes = fields + (20 if has_fifth else 16)
     blocks = values.size // WIDTH
     means = np.empty(values.size // row, np.float32)
     _mean_squares(values, row, means)
@@ -99,14 +92,11 @@ def encode_asymmetric_weighted(values: Values, row: int, weights: Values, has_fi
     codes, turned = np.empty((WIDTH, LANES), np.int32), np.empty((LANES, WIDTH), np.int32)
     for first in range(0, blocks, LANES):
         _gather(values, row, weights, means, first, x, w)
-        scale, minimum, inverse, low = asymmetric(x, w, scratch, 0, WIDTH, top, float32(-0.9), float32(0.05), 36, False)
-        for e in range(WIDTH):
-            store(codes, e, asymmetric_codes(load(x, e), inverse, low, top))
-        store(shorts, 0, half(scale)[0])
-        store(shorts, 1, half(minimum * float32(-1))[0])
+        _fit(x, w, scratch, has_minimum, has_fifth, codes, shorts)
         _turn(codes, turned)
         for i in range(min(LANES, blocks - first)):
             at = (first + i) * nbytes
             put_u16(shorts[0, i], out, at)
-            put_u16(shorts[1, i], out, at + 2)
-            put_codes(load(turned, 2 * i), load(turned, 2 * i + 1), has_fifth, out, at + 4)
+            if has_minimum:
+                put_u16(shorts[1, i], out, at + 2)
+            put_codes(load(turned, 2 * i), load(turned, 2 * i + 1), has_fifth, out, at + fields)

@@ -23,7 +23,7 @@ from numpy import float32, int32, uint8, uint32
 
 from ..jit import inline, jit
 from .contract import Bytes, Values
-from .fields import INFINITY_BITS, get_half, peak_bits, put_half
+from .fields import INFINITY_BITS, get_half, looked_up, peak_bits, put_half
 from .lanes import LANES, Floats, IntRows, Ints, bits, magnitude, select, splat, to_float
 from .memory import get_bytes, load, put_bytes, store
 from .rounding import ONE, ZERO
@@ -37,7 +37,7 @@ _INFINITY = float32(np.inf)
 # The magnitudes of MXFP4's codes 0 .. 7, doubled as in ggml; bit 3 is the sign, but there is no negative zero.
 _DOUBLED = tuple(float32(v) for v in (0, 1, 2, 3, 4, 6, 8, 12))
 _MIDDLES = tuple(float32((a + b) / 2) for a, b in pairwise(_DOUBLED))
-_SIGNED = np.array([*_DOUBLED, 0, *(-v for v in _DOUBLED[1:])], np.float32)
+_SIGNED = (*_DOUBLED, ZERO, *(-v for v in _DOUBLED[1:]))
 
 
 @inline
@@ -177,8 +177,8 @@ def _mxfp4_codes(values: Floats, scale: np.float32) -> Ints:
     """The codes with the least error, the first of equals. With the wrong sign none is better than code 0.
 
     ggml compares errors. Near the middle between two values their float32 errors are exact, so that counting the
-    middles below a number gives the same, but for values beyond float32, which are
-    never nearest.
+    middles below a number gives the same. Only infinite errors are never less: those of values beyond float32, and all
+    errors of an infinite number.
     """
     size = magnitude(values)
     codes = bits(splat(ZERO))
@@ -186,6 +186,7 @@ def _mxfp4_codes(values: Floats, scale: np.float32) -> Ints:
         codes = select(size > _MIDDLES[i] * scale, codes + 1, codes)
     top = 7 if _DOUBLED[6] * scale < _INFINITY else 5
     codes = select(codes > top, top, codes)
+    codes = select(size < _INFINITY, codes, 0)
     return select((codes > 0) & (values < ZERO), codes | 8, codes)
 
 
@@ -205,11 +206,9 @@ def _encode_mxfp4(values: Values, out: Bytes) -> None:
 def decode_mxfp4(raw: Bytes, out: Values) -> None:
     """See ``contract.py``."""
     for block in range(out.size // WIDTH):
-        start, at = block * WIDTH, block * 17
-        scale = _half_scale(raw[at])
-        for j in range(WIDTH // 2):
-            out[start + j] = scale * _SIGNED[raw[at + 1 + j] & uint8(15)]
-            out[start + j + WIDTH // 2] = scale * _SIGNED[raw[at + 1 + j] >> uint8(4)]
+        scale, codes = _half_scale(raw[block * 17]), get_bytes(raw, block * 17 + 1)
+        store(out, 2 * block, looked_up(codes & 15, _SIGNED) * scale)
+        store(out, 2 * block + 1, looked_up(codes >> 4, _SIGNED) * scale)
 
 
 def encode_tq1_0(values: Values, row: int, weights: Values | None, out: Bytes) -> None:
