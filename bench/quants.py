@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.ggml import Ggml, GgmlMissingError, ggml_version, load_ggml
-from bench.process import BenchError, wait_for_calm
+from bench.process import BenchError, busy, wait_for_calm
 from bench.results import Cell, Result, Table, middle
 from streammerge.formats import codecs, quants
 from streammerge.formats.dtypes import DTYPES
@@ -26,7 +26,7 @@ CACHED_ROWS = 32  # 512 KiB
 # How many times as fast as ggml a search has to be, with and without importance matrix.
 GOALS = {"Q4_K": 5.0, "Q5_K": 5.0, "Q2_K": 3.0, "Q3_K": 3.0, "Q6_K": 3.0, "IQ4_XS": 3.0}
 # What has no search without importance matrix: as fast as a copy of the input, which moves more bytes than they do.
-AT_MEMORY_SPEED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+AT_MEMORY_SPEED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "TQ1_0", "TQ2_0", "MXFP4")
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -41,6 +41,7 @@ _NOTES = (
     "in cache: ours on 32 rows, 512 KiB of float32, which stay in the second-level cache, as a chunk of a merge does.",
     "of a copy: the time of `np.copyto` of as many float32 divided by ours. At memory speed means 1 or more: an "
     "encoder reads as much as the copy and writes a quarter or less.",
+    "others: how many cores everything else kept busy during a round.",
     "Data: gaussian rows of different spread, rounded to bf16.",
 )
 
@@ -57,11 +58,8 @@ def bench_quants(rounds: int, seconds: float) -> Result:
     makers = [Maker(ggml, name, values, spare, seconds) for name in names]
     encoders = [maker.encoder(importance) for maker in makers for importance in maker.importances(weights)]
     decoders = [maker.decoder() for maker in makers]
-    for _ in range(rounds):
-        wait_for_calm()
-        for case in (*encoders, *decoders):
-            case.sample(seconds / 5)
-    settings = {"rounds": rounds, "row": ROW, "elements": f"up to {ROWS * ROW:,}"}
+    others = [_round([*encoders, *decoders], seconds / 5) for _ in range(rounds)]
+    settings = {"rounds": rounds, "row": ROW, "elements": f"up to {ROWS * ROW:,}", "others": f"{middle(others)} cores"}
     result = Result("quants", "Quantized types against ggml", settings, notes=list(_NOTES), packages=ggml_version())
     result.tables = [_encode_table(encoders), _decode_table(decoders)]
     result.runs = [case.raw() for case in (*encoders, *decoders)]
@@ -113,6 +111,15 @@ class Case:
     def raw(self) -> dict[str, object]:
         """For the JSON file."""
         return {"type": self.name, "imatrix": self.is_weighted, "elements": self.elements, **self.seconds}
+
+
+def _round(cases: list[Case], least: float) -> float:
+    """One turn of every case, once the machine is calm; how many cores everything else kept busy meanwhile."""
+    wait_for_calm()
+    before, began, own = busy(), time.perf_counter(), time.process_time()
+    for case in cases:
+        case.sample(least)
+    return max(busy() - before - (time.process_time() - own), 0.0) / (time.perf_counter() - began)
 
 
 def _time(call: Call, least: float) -> float:

@@ -16,17 +16,15 @@ Source: ``quantize_row_*_ref`` and ``dequantize_row_*`` in ggml's ``ggml-quants.
 specification 1.0 for MXFP4. None of them uses an imatrix.
 """
 
-from itertools import pairwise
-
 import numpy as np
 from numpy import float32, int32, uint8, uint32
 
 from ..jit import inline, jit
 from .contract import Bytes, Values
-from .fields import INFINITY_BITS, get_half, looked_up, peak_bits, put_half
+from .fields import INFINITY_BITS, MAGNITUDE, get_half, looked_up, peak_bits, put_half
 from .lanes import LANES, Floats, IntRows, Ints, bits, magnitude, select, splat, to_float
 from .memory import get_bytes, load, put_bytes, store
-from .rounding import ONE, ZERO
+from .rounding import ONE, ZERO, clamp
 
 TERNARY = 256
 WIDTH = 32  # elements of an MXFP4 block
@@ -36,7 +34,6 @@ _INFINITY = float32(np.inf)
 
 # The magnitudes of MXFP4's codes 0 .. 7, doubled as in ggml; bit 3 is the sign, but there is no negative zero.
 _DOUBLED = tuple(float32(v) for v in (0, 1, 2, 3, 4, 6, 8, 12))
-_MIDDLES = tuple(float32((a + b) / 2) for a, b in pairwise(_DOUBLED))
 _SIGNED = (*_DOUBLED, ZERO, *(-v for v in _DOUBLED[1:]))
 
 
@@ -173,21 +170,32 @@ def _half_scale(e: np.uint8) -> np.float32:
 
 
 @inline
-def _mxfp4_codes(values: Floats, scale: np.float32) -> Ints:
-    """The codes with the least error, the first of equals. With the wrong sign none is better than code 0.
+def _rounded(values: Floats, e: np.uint8) -> Ints:
+    """The codes with the least error, the first of equals, for scales far from the ends of float32.
 
-    ggml compares errors. Near the middle between two values their float32 errors are exact, so that counting the
-    middles below a number gives the same. Only infinite errors are never less: those of values beyond float32, and all
-    errors of an infinite number.
+    From 2 on the doubled values of MXFP4 are the floats with one bit of mantissa: to round to these, halves towards
+    zero, is to round the bits. Below lie 0 and 1. NaN gets code 0, as in ggml.
     """
-    size = magnitude(values)
-    codes = bits(splat(ZERO))
-    for i in range(7):
-        codes = select(size > _MIDDLES[i] * scale, codes + 1, codes)
-    top = 7 if _DOUBLED[6] * scale < _INFINITY else 5
-    codes = select(codes > top, top, codes)
-    codes = select(size < _INFINITY, codes, 0)
+    size = bits(values) & MAGNITUDE
+    scaled = size - ((int32(e) - 128) << 23)  # the bits of the number in units of the doubled values
+    codes = ((scaled + 0x1F_FFFF) >> 22) - 0xFE
+    codes = select(scaled > 0x3FC0_0000, clamp(codes, 2, 7), select(scaled > 0x3F00_0000, bits(splat(ZERO)) + 1, 0))
+    codes = select(size > INFINITY_BITS, 0, codes)
     return select((codes > 0) & (values < ZERO), codes | 8, codes)
+
+
+@inline
+def _searched(values: Floats, scale: np.float32) -> Ints:
+    """The same for any scale, as ggml does it: products may be subnormal or infinite."""
+    size = magnitude(values)
+    least = size
+    codes = bits(splat(ZERO))
+    for i in range(1, 8):
+        error = magnitude(_DOUBLED[i] * scale - size)
+        is_less = error < least
+        codes = select(is_less, i, codes)
+        least = select(is_less, error, least)
+    return select((codes > 0) & (values < ZERO), codes | 8, codes)  # with the wrong sign none is better than code 0
 
 
 @jit("void(Array(float32, 1, 'C', True), uint8[::1])")
@@ -195,11 +203,13 @@ def _encode_mxfp4(values: Values, out: Bytes) -> None:
     for block in range(values.size // WIDTH):
         at = block * 17
         e = _exponent(_peak(values, 2 * block, 2))
-        scale = _half_scale(e)
-        low = _mxfp4_codes(load(values, 2 * block), scale)
-        high = _mxfp4_codes(load(values, 2 * block + 1), scale)
+        low, high = load(values, 2 * block), load(values, 2 * block + 1)
+        if 3 <= e <= 252:
+            codes = _rounded(low, e) | (_rounded(high, e) << 4)
+        else:
+            codes = _searched(low, _half_scale(e)) | (_searched(high, _half_scale(e)) << 4)
         out[at] = e
-        put_bytes(out, at + 1, low | (high << 4))
+        put_bytes(out, at + 1, codes)
 
 
 @jit("void(Array(uint8, 1, 'C', True), float32[::1])")
