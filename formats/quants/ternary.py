@@ -200,16 +200,21 @@ def _searched(values: Floats, scale: np.float32) -> Ints:
 
 @jit("void(Array(float32, 1, 'C', True), uint8[::1])")
 def _encode_mxfp4(values: Values, out: Bytes) -> None:
-    for block in range(values.size // WIDTH):
-        at = block * 17
-        e = _exponent(_peak(values, 2 * block, 2))
-        low, high = load(values, 2 * block), load(values, 2 * block + 1)
-        if 3 <= e <= 252:
-            codes = _rounded(low, e) | (_rounded(high, e) << 4)
-        else:
-            codes = _searched(low, _half_scale(e)) | (_searched(high, _half_scale(e)) << 4)
-        out[at] = e
-        put_bytes(out, at + 1, codes)
+    exponents = np.empty(LANES, np.uint8)
+    blocks = values.size // WIDTH
+    for first in range(0, blocks, LANES):
+        count = min(LANES, blocks - first)
+        for i in range(count):  # all at first: that brings the values from memory at its full speed
+            exponents[i] = _exponent(_peak(values, 2 * (first + i), 2))
+        for i in range(count):
+            block, e = first + i, exponents[i]
+            low, high = load(values, 2 * block), load(values, 2 * block + 1)
+            if 3 <= e <= 252:
+                codes = _rounded(low, e) | (_rounded(high, e) << 4)
+            else:
+                codes = _searched(low, _half_scale(e)) | (_searched(high, _half_scale(e)) << 4)
+            out[block * 17] = e
+            put_bytes(out, block * 17 + 1, codes)
 
 
 @jit("void(Array(uint8, 1, 'C', True), float32[::1])")
