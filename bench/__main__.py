@@ -77,6 +77,16 @@ def kernels(seconds: float) -> None:
 
 
 @main.command()
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--seconds", type=float, default=0.25, show_default=True, help="About the time of one sample of ggml.")
+def quants(rounds: int, seconds: float) -> None:
+    """Encoders and decoders of quantized types against ggml's, after comparing bytes. Needs llama-cpp-python."""
+    from bench.quants import bench_quants
+
+    _report(bench_quants, rounds, seconds)
+
+
+@main.command()
 @click.option("--data", type=FOLDER, required=True, help="Folder of python -m bench.sample smollm2.")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(777, 4242), show_default=True)
 def skills(data: Path, seeds: tuple[int, ...]) -> None:

@@ -39,7 +39,8 @@ QUANTS: dict[str, QuantType] = {
 
 _FAMILIES: dict[str, tuple[str, ...]] = {
     "legacy": ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
-    "k": ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    "k_minima": ("Q2_K", "Q4_K", "Q5_K"),
+    "k_symmetric": ("Q3_K", "Q6_K"),
     "iq4": ("IQ4_NL", "IQ4_XS"),
     "ternary": ("TQ1_0", "TQ2_0", "MXFP4"),
 }

@@ -19,6 +19,12 @@ only, and with weights their row.
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
 
 @dataclass(frozen=True, slots=True)
 class QuantType:

@@ -12,23 +12,22 @@ Source: ``quantize_row_iq4_nl_impl`` and ``dequantize_row_iq4_*`` in ggml's ``gg
 ``llama-quantize`` calls it. For each sub-block it tries 16 scales and keeps the one whose weighted least-squares fit
 is best.
 
-``LANES`` sub-blocks are searched side by side, in the vectors of ``search.py``: a lane does what ggml does, in ggml's
+``LANES`` sub-blocks are searched side by side, in the vectors of ``lanes.py``: a lane does what ggml does, in ggml's
 order. The value nearest to a number takes 15 comparisons, which vectorize, where a binary search does not.
 """
 
 from itertools import pairwise
 
 import numpy as np
-from numpy import float32, int32, uint8, uint16, uint32
-from numpy.typing import NDArray
+from numpy import float32, int32, uint8, uint16
 
-from ..codecs import _narrow, _widen
 from ..jit import inline, jit
-from .search import EPSILON, LANES, Floats, Ints, Rows, bits, load, magnitude, root, select, splat, store
-
-Values = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
-IntRows = NDArray[np.int32]  # (rows, LANES)
+from .contract import Bytes, Values
+from .fields import get_half, looked_up, put_half
+from .lanes import LANES, Floats, IntRows, Ints, Rows, bits, magnitude, root, select, splat
+from .memory import get_bytes, load, store
+from .rounding import MAGIC, ONE, ZERO
+from .search import EPSILON
 
 WIDTH = 32
 SUPER = 8  # sub-blocks of an IQ4_XS block
@@ -39,10 +38,6 @@ VALUES = tuple(float32(v) for v in _CODEBOOK)
 # An element in the middle belongs to the higher value. Rounding in float32 does not move any of these limits.
 LIMITS = tuple(float32((a + b) / 2) for a, b in pairwise(_CODEBOOK))
 
-_ZERO = float32(0)
-_ONE = float32(1)
-_MAGIC = float32(12582912)  # 1.5 * 2**23: adding it leaves the nearest integer in the low bits
-_SIGN = uint32(0x8000)
 _NO_WEIGHTS = np.empty(0, np.float32)
 
 _ENCODE = "void(Array(float32, 1, 'C', True), int64, Array(float32, 1, 'C', True), uint8[::1])"
@@ -52,7 +47,7 @@ _DECODE = "void(Array(uint8, 1, 'C', True), float32[::1])"
 @inline
 def _nearest_integer(value: np.float32) -> np.int32:
     """ggml's: half to even within 2**22, beyond it whatever the bits say."""
-    code = float32(value + _MAGIC).view(int32)
+    code = float32(value + MAGIC).view(int32)
     return int32((code & int32(0x007F_FFFF)) - int32(0x0040_0000))
 
 
@@ -67,25 +62,10 @@ def _nearest_value(v: Floats) -> Floats:
 @inline
 def _nearest_code(v: Floats) -> Ints:
     """15 for NaN, as ggml's binary search."""
-    nearest = bits(splat(_ZERO)) + 15
+    nearest = bits(splat(ZERO)) + 15
     for i in range(14, -1, -1):
         nearest = select(v < LIMITS[i], i, nearest)
     return nearest
-
-
-@inline
-def _put_f16(value: np.float32, out: Bytes, at: int) -> None:
-    bits = float32(value).view(uint32)
-    code = uint32(_narrow(uint32(bits & uint32(0x7FFF_FFFF)), 10, 15, 0x7C00, 0.5) | ((bits >> uint32(16)) & _SIGN))
-    out[at] = uint8(code & uint32(0xFF))
-    out[at + 1] = uint8(code >> uint32(8))
-
-
-@inline
-def _get_f16(raw: Bytes, at: int) -> np.float32:
-    code = uint32(uint32(raw[at]) | uint32(uint32(raw[at + 1]) << uint32(8)))
-    magnitude = _widen(uint32(code & uint32(0x7FFF)), 10, 15, 0x7C00, 2.0**-24)
-    return float32(uint32(magnitude | uint32(uint32(code & _SIGN) << uint32(16))).view(float32))
 
 
 @inline
@@ -102,7 +82,7 @@ def _gather(values: Values, first: int, period: int, x: Rows) -> None:
 def _spread(x: Rows, group: int) -> Floats:
     """Twice the mean square of the block of ``group`` sub-blocks that a lane belongs to."""
     for lead in range(0, LANES, group):
-        total = _ZERO
+        total = ZERO
         for lane in range(lead, lead + group):
             for e in range(WIDTH):
                 total += x[e, lane] * x[e, lane]
@@ -127,7 +107,7 @@ def _weigh(weights: Values, first: int, row: int, group: int, x: Rows, w: Rows) 
 @inline
 def _extreme(x: Rows) -> tuple[Floats, Floats]:
     """The greatest magnitude, and the first element that has it."""
-    greatest = extreme = splat(_ZERO)
+    greatest = extreme = splat(ZERO)
     for e in range(WIDTH):
         value = load(x, e)
         size = magnitude(value)
@@ -139,7 +119,7 @@ def _extreme(x: Rows) -> tuple[Floats, Floats]:
 @inline
 def _fit(x: Rows, w: Rows, inverse: Floats) -> tuple[Floats, Floats]:
     """Sums of w q x and w q q, where q is the value nearest to inverse * x."""
-    products = squares = splat(_ZERO)
+    products = squares = splat(ZERO)
     for e in range(WIDTH):
         value = load(x, e)
         q = _nearest_value(inverse * value)
@@ -153,21 +133,21 @@ def _fit(x: Rows, w: Rows, inverse: Floats) -> tuple[Floats, Floats]:
 def _search(x: Rows, w: Rows) -> Floats:
     """The best scale of each sub-block; 0 where all elements are below 1e-15."""
     greatest, extreme = _extreme(x)
-    products, squares = _fit(x, w, _ONE / (extreme * float32(-1) / VALUES[0]))
-    scale = select(squares > _ZERO, products / squares, _ZERO)
+    products, squares = _fit(x, w, ONE / (extreme * float32(-1) / VALUES[0]))
+    scale = select(squares > ZERO, products / squares, ZERO)
     best = scale * products
     for attempt in range(-TRIES, TRIES + 1):
         products, squares = _fit(x, w, (float32(attempt) + VALUES[0]) / extreme)
-        is_better = (squares > _ZERO) & (products * products > best * squares)
+        is_better = (squares > ZERO) & (products * products > best * squares)
         scale = select(is_better, products / squares, scale)
         best = select(is_better, scale * products, best)
-    return select(greatest < EPSILON, _ZERO, scale)
+    return select(greatest < EPSILON, ZERO, scale)
 
 
 @inline
 def _pack(x: Rows, scale: Floats, packed: IntRows) -> None:
     """Row j: the codes of elements j and j + 16 for the scale of each lane."""
-    inverse = select(scale == _ZERO, _ZERO, _ONE / scale)
+    inverse = select(scale == ZERO, ZERO, ONE / scale)
     for j in range(WIDTH // 2):
         low, high = _nearest_code(inverse * load(x, j)), _nearest_code(inverse * load(x, j + WIDTH // 2))
         store(packed, j, low | (high << 4))
@@ -186,7 +166,7 @@ def _encode_nl(values: Values, row: int, weights: Values, out: Bytes) -> None:
         store(scales, 0, scale)
         for lane in range(min(LANES, blocks - first)):
             at = (first + lane) * 18
-            _put_f16(scales[0, lane], out, at)
+            put_half(scales[0, lane], out, at)
             for j in range(WIDTH // 2):
                 out[at + 2 + j] = uint8(packed[j, lane])
 
@@ -197,14 +177,14 @@ def _quantize_scales(scales: Rows, lead: int, out: Bytes, at: int) -> None:
 
     The codes are made for the float32 product, not for what d is rounded to.
     """
-    greatest = extreme = _ZERO
+    greatest = extreme = ZERO
     for lane in range(lead, lead + SUPER):
         size = np.abs(scales[0, lane])
         if size > greatest:
             greatest, extreme = size, scales[0, lane]
     d = -extreme / float32(32)
-    inverse = _ONE / d if d != _ZERO else _ZERO
-    _put_f16(d, out, at)
+    inverse = ONE / d if d != ZERO else ZERO
+    put_half(d, out, at)
     high = int32(0)
     for i in range(SUPER):
         level = max(int32(-32), min(int32(31), _nearest_integer(inverse * scales[0, lead + i])))
@@ -237,29 +217,30 @@ def _encode_xs(values: Values, row: int, weights: Values, out: Bytes) -> None:
 
 
 @inline
-def _unpack(raw: Bytes, at: int, scale: np.float32, out: Values, start: int) -> None:
-    for j in range(16):
-        out[start + j] = scale * VALUES[raw[at + j] & uint8(15)]
-    for j in range(16):
-        out[start + 16 + j] = scale * VALUES[raw[at + j] >> uint8(4)]
+def _unpack(raw: Bytes, at: int, scale: np.float32, out: Values, row: int) -> None:
+    codes = get_bytes(raw, at)
+    store(out, row, looked_up(codes & 15, VALUES) * scale)
+    store(out, row + 1, looked_up(codes >> 4, VALUES) * scale)
 
 
 @jit(_DECODE)
-def _decode_nl(raw: Bytes, out: Values) -> None:
+def decode_iq4_nl(raw: Bytes, out: Values) -> None:
+    """See ``contract.py``."""
     for block in range(out.size // WIDTH):
-        _unpack(raw, block * 18 + 2, _get_f16(raw, block * 18), out, block * WIDTH)
+        _unpack(raw, block * 18 + 2, get_half(raw, block * 18), out, 2 * block)
 
 
 @jit(_DECODE)
-def _decode_xs(raw: Bytes, out: Values) -> None:
+def decode_iq4_xs(raw: Bytes, out: Values) -> None:
+    """See ``contract.py``."""
     for block in range(out.size // (SUPER * WIDTH)):
         at = block * 136
-        d = _get_f16(raw, at)
+        d = get_half(raw, at)
         high = int32(uint16(raw[at + 2]) | uint16(uint16(raw[at + 3]) << uint16(8)))
         for i in range(SUPER):
             low = int32(raw[at + 4 + i // 2] >> uint8(4 * (i % 2))) & int32(15)
             level = int32(low | int32(int32(int32(high >> int32(2 * i)) & int32(3)) << int32(4))) - int32(32)
-            _unpack(raw, at + 8 + 16 * i, d * float32(level), out, (block * SUPER + i) * WIDTH)
+            _unpack(raw, at + 8 + 16 * i, d * float32(level), out, 2 * (block * SUPER + i))
 
 
 def encode_iq4_nl(values: Values, row: int, weights: Values | None, out: Bytes) -> None:
@@ -270,13 +251,3 @@ def encode_iq4_nl(values: Values, row: int, weights: Values | None, out: Bytes) 
 def encode_iq4_xs(values: Values, row: int, weights: Values | None, out: Bytes) -> None:
     """See ``contract.py``."""
     _encode_xs(values, row, _NO_WEIGHTS if weights is None else weights, out)
-
-
-def decode_iq4_nl(raw: Bytes, out: Values) -> None:
-    """See ``contract.py``."""
-    _decode_nl(raw, out)
-
-
-def decode_iq4_xs(raw: Bytes, out: Values) -> None:
-    """See ``contract.py``."""
-    _decode_xs(raw, out)

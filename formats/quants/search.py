@@ -1,328 +1,27 @@
-"""The search procedures of ggml-quants.c, for sixteen sub-blocks at a time, and the vector type they are written in.
+"""The search procedures of ggml-quants.c, for sixteen sub-blocks at a time.
 
 A procedure here reads like its scalar original, but each variable is a vector of ``LANES`` values, one for each of
 sixteen sub-blocks (of sixteen different blocks). A lane does exactly the operations of the original in their order,
-each rounded once to float32, so its result has the same bits; branches are selects. Elements lie in scratch arrays
-``(rows, LANES)``, element i of a sub-block in row ``first + i``.
-
-The vector type is an LLVM vector, so that running sums stay in registers across the loop over the elements, whatever
-the vectorizer of LLVM makes of loops over lanes.
+each rounded once to float32, so its result has the same bits. Elements lie in scratch arrays ``(rows, LANES)``,
+element i of a sub-block in row ``first + i``.
 
 No code is kept during a search, only the numbers that it was made from: whoever needs the search's own codes makes
 them again, once, instead of a copy at each improvement.
 """
 
-import operator
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 from numpy import float32, int32
-from numpy.typing import NDArray
 
 from ..jit import inline
+from .lanes import Floats, IntRows, Ints, Rows, all_lanes, any_lane, magnitude, select, splat, to_float
+from .memory import load, store
+from .rounding import EXACT, ONE, ZERO, clamp, nearest, nearest_float
 
-LANES = 16
-
-Rows = NDArray[np.float32]  # (rows, LANES)
-Floats = Any  # a vector of float32; compiled code only
-Ints = Any  # a vector of int32
-Mask = Any  # a vector of booleans
-
-
-def _intrinsic(define: Callable[..., Any]) -> Any:
-    """``numba.extending.intrinsic``, whose type hints describe the definition and not the call."""
-    return intrinsic(define)
-
-
-class _Vector(types.Type):
-    """The Numba type of ``LANES`` equal scalars."""
-
-    def __init__(self, scalar: types.Type) -> None:
-        self.scalar = scalar
-        super().__init__(name=f"vector({scalar})")
-
-
-_F = _Vector(types.float32)
-_I = _Vector(types.int32)
-_B = _Vector(types.boolean)
-_LLVM = {
-    _F: ir.VectorType(ir.FloatType(), LANES),
-    _I: ir.VectorType(ir.IntType(32), LANES),
-    _B: ir.VectorType(ir.IntType(1), LANES),
-}
-
-
-@register_model(_Vector)
-class _Model(models.PrimitiveModel):
-    def __init__(self, manager: Any, vector: _Vector) -> None:
-        super().__init__(manager, vector, _LLVM[vector])  # type: ignore[no-untyped-call]
-
-
-def _splat(builder: Any, value: Any) -> Any:
-    vector = ir.VectorType(value.type, LANES)
-    single = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-    order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-    return builder.shuffle_vector(single, single, order)
-
-
-def _widened(context: Any, builder: Any, value: Any, found: Any, vector: _Vector) -> Any:
-    """An operand as a vector: a scalar is cast to the vector's scalar and repeated."""
-    return value if found == vector else _splat(builder, context.cast(builder, value, found, vector.scalar))
-
-
-def _vector_of(a: Any, b: Any) -> Any:
-    """The common vector type of two operands, else None: a scalar float must be float32, or the sum were float64."""
-    vector, other = (a, b) if isinstance(a, _Vector) else (b, a)
-    if not isinstance(vector, _Vector):
-        return None
-    matches = other in (vector, vector.scalar) or (vector == _I and isinstance(other, types.Integer))
-    return vector if matches else None
-
-
-def _define(operation: Any, emit: dict[_Vector, Callable[[Any, Any, Any], Any]], result: Any = None) -> None:
-    """Teach Numba a binary operator on vectors; ``emit`` holds what builds its LLVM instruction for each type."""
-
-    @type_callable(operation)
-    def typing(context: Any) -> Any:
-        def typer(a: Any, b: Any) -> Any:
-            vector = _vector_of(a, b)
-            return (result or vector)(a, b) if vector in emit else None
-
-        return typer
-
-    def lower(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        vector = _vector_of(*sig.args)
-        a, b = (_widened(context, builder, value, found, vector) for value, found in zip(values, sig.args))
-        return emit[vector](builder, a, b)
-
-    for left, right in ((_Vector, _Vector), (_Vector, types.Number), (types.Number, _Vector)):
-        lower_builtin(operation, left, right)(lower)  # type: ignore[no-untyped-call]
-
-
-def _call(name: str) -> Callable[[Any, Any, Any], Any]:
-    return lambda builder, a, b: getattr(builder, name)(a, b)
-
-
-def _compare(sign: str) -> dict[_Vector, Callable[[Any, Any, Any], Any]]:
-    return {
-        _F: lambda builder, a, b: builder.fcmp_ordered(sign, a, b),
-        _I: lambda builder, a, b: builder.icmp_signed(sign, a, b),
-    }
-
-
-def _call_unordered(builder: Any, a: Any, b: Any) -> Any:
-    return builder.fcmp_unordered("!=", a, b)
-
-
-_define(operator.add, {_F: _call("fadd"), _I: _call("add")})
-_define(operator.sub, {_F: _call("fsub"), _I: _call("sub")})
-_define(operator.mul, {_F: _call("fmul"), _I: _call("mul")})
-_define(operator.truediv, {_F: _call("fdiv")})
-_define(operator.and_, {_I: _call("and_"), _B: _call("and_")})
-_define(operator.or_, {_I: _call("or_"), _B: _call("or_")})
-_define(operator.lshift, {_I: _call("shl")})
-_define(operator.rshift, {_I: _call("lshr")})  # of the bit pattern: no sign is carried along
-_define(operator.gt, _compare(">"), _B)
-_define(operator.lt, _compare("<"), _B)
-_define(operator.le, _compare("<="), _B)
-_define(operator.ge, _compare(">="), _B)
-_define(operator.eq, _compare("=="), _B)
-_define(operator.ne, {_F: _call_unordered, _I: _compare("!=")[_I]}, _B)
-
-
-@_intrinsic
-def splat(typing: Any, value: Any) -> Any:
-    """A float32 in every lane."""
-
-    def build(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        return _splat(builder, values[0])
-
-    return (_F(types.float32), build) if value == types.float32 else None
-
-
-@_intrinsic
-def select(typing: Any, mask: Any, a: Any, b: Any) -> Any:
-    """Lane by lane ``a`` where the mask is set, else ``b``; one of the two may be a scalar."""
-    vector = _vector_of(a, b)
-
-    def build(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        chosen = (_widened(context, builder, value, found, vector) for value, found in zip(values[1:], sig.args[1:]))
-        return builder.select(values[0], *chosen)
-
-    return (vector(mask, a, b), build) if vector is not None else None
-
-
-def _test(sign: str, mask_bits: int) -> Any:
-    def define(typing: Any, mask: Any) -> Any:
-        def build(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-            packed = builder.bitcast(values[0], ir.IntType(LANES))
-            return builder.icmp_unsigned(sign, packed, ir.Constant(ir.IntType(LANES), mask_bits))
-
-        return (types.boolean(mask), build) if mask == _B else None
-
-    return _intrinsic(define)
-
-
-any_lane: Callable[[Mask], bool] = _test("!=", 0)
-all_lanes: Callable[[Mask], bool] = _test("==", (1 << LANES) - 1)
-
-
-def _math(name: str) -> Any:
-    def define(typing: Any, x: Any) -> Any:
-        def build(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-            function_type = ir.FunctionType(values[0].type, [values[0].type])
-            full_name = f"{name}.v{LANES}f32"
-            function = cgutils.get_or_insert_function(builder.module, function_type, full_name)  # type: ignore[no-untyped-call]
-            return builder.call(function, values)
-
-        return (_F(x), build) if x == _F else None
-
-    return _intrinsic(define)
-
-
-magnitude = _math("llvm.fabs")
-root = _math("llvm.sqrt")
-
-
-def _convert(source: _Vector, target: _Vector, name: str) -> Any:
-    def define(typing: Any, x: Any) -> Any:
-        def build(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-            return getattr(builder, name)(values[0], _LLVM[target])
-
-        return (target(x), build) if x == source else None
-
-    return _intrinsic(define)
-
-
-bits = _convert(_F, _I, "bitcast")
-from_bits = _convert(_I, _F, "bitcast")
-to_float = _convert(_I, _F, "sitofp")
-
-
-def _address(context: Any, builder: Any, array_type: Any, array: Any, row: Any) -> Any:
-    data = context.make_array(array_type)(context, builder, array).data
-    start = builder.gep(data, [builder.mul(row, ir.Constant(row.type, LANES))])
-    return builder.bitcast(start, _LLVM[_Vector(array_type.dtype)].as_pointer())
-
-
-@_intrinsic
-def load(typing: Any, array: Any, row: Any) -> Any:
-    """A row of a float32 or int32 array ``(rows, LANES)``; the row is not checked."""
-
-    def build(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        row = context.cast(builder, values[1], sig.args[1], types.intp)
-        return builder.load(_address(context, builder, sig.args[0], values[0], row), align=4)
-
-    return _Vector(array.dtype)(array, row), build
-
-
-@_intrinsic
-def store(typing: Any, array: Any, row: Any, vector: Any) -> Any:
-    """Put a vector into a row; the row is not checked."""
-
-    def build(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        row = context.cast(builder, values[1], sig.args[1], types.intp)
-        builder.store(values[2], _address(context, builder, sig.args[0], values[0], row), align=4)
-        return context.get_dummy_value()
-
-    return (types.void(array, row, vector), build) if vector == _Vector(array.dtype) else None
-
-
-def _exchange(builder: Any, rows: list[Any], span: int) -> None:
-    """One step of a transposition: swap the off-diagonal squares of ``span`` in all squares of twice that."""
-    a_order = [k + LANES - span if k & span else k for k in range(LANES)]
-    b_order = [k + LANES if k & span else k + span for k in range(LANES)]
-    order = ir.VectorType(ir.IntType(32), LANES)
-    for i in range(LANES):
-        if not i & span:
-            a, b = rows[i], rows[i + span]
-            rows[i] = builder.shuffle_vector(a, b, ir.Constant(order, a_order))
-            rows[i + span] = builder.shuffle_vector(a, b, ir.Constant(order, b_order))
-
-
-@_intrinsic
-def transpose(typing: Any, source: Any, starts: Any, offset: Any, target: Any, first: Any, stride: Any) -> Any:
-    """Transpose ``LANES`` runs of ``LANES`` elements; positions are in elements from the start of an array.
-
-    Run i is at ``starts[i] + offset`` in ``source``; what is at place j of each goes to ``first + stride * j`` in
-    ``target``. Both arrays hold the same scalars, ``starts`` is int64. Nothing is checked.
-    """
-
-    def build(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        source, starts, target = (context.make_array(sig.args[i])(context, builder, values[i]).data for i in (0, 1, 3))
-        offset, first, stride = (context.cast(builder, values[i], sig.args[i], types.intp) for i in (2, 4, 5))
-        pointer = _LLVM[_Vector(sig.args[0].dtype)].as_pointer()
-        word = offset.type
-        rows = []
-        for i in range(LANES):
-            start = builder.load(builder.gep(starts, [ir.Constant(word, i)]))
-            address = builder.gep(source, [builder.add(start, offset)])
-            rows.append(builder.load(builder.bitcast(address, pointer), align=4))
-        for span in (8, 4, 2, 1):
-            _exchange(builder, rows, span)
-        for i, row in enumerate(rows):
-            address = builder.gep(target, [builder.add(first, builder.mul(stride, ir.Constant(word, i)))])
-            builder.store(row, builder.bitcast(address, pointer), align=4)
-        return context.get_dummy_value()
-
-    return types.void(source, starts, offset, target, first, stride), build
-
-
-ZERO = float32(0)
-ONE = float32(1)
 MINUS_ONE = float32(-1)
 INFINITY = float32(np.inf)
 NAN = float32(np.nan)
 TENTH = float32(0.1)
 EPSILON = float32(1e-15)  # GROUP_MAX_EPS: below it a sub-block counts as zero
-MAGIC = float32(12582912)  # 1.5 * 2**23: adding it rounds to an integer, ties to even
-EXACT = float32(4194302)  # up to here the sum with MAGIC has a unit in the last place of 1
-
-
-@inline
-def clamp(codes: Ints, low: int | np.int32, high: int | np.int32) -> Ints:
-    """Limit integers to ``low .. high``."""
-    codes = select(codes < low, low, codes)
-    return select(codes > high, high, codes)
-
-
-@inline
-def nearest(v: Floats) -> Ints:
-    """``nearest_int``: half to even below 2**22; beyond, and for infinity and NaN, the same garbage as ggml's."""
-    return (bits(v + MAGIC) & 0x7FFFFF) - 0x400000
-
-
-@inline
-def nearest_float(v: Floats, low: np.float32, high: np.float32) -> Floats:
-    """``nearest_int`` clamped to ``low .. high``, as floats, where all ``abs(v) <= EXACT``: four operations for six."""
-    rounded = (v + MAGIC) - MAGIC
-    rounded = select(rounded > low, rounded, low)
-    return select(rounded < high, rounded, high)
-
-
-@inline
-def half(v: Floats) -> tuple[Ints, Floats]:
-    """The float16 nearest to v, ties to even, as its 16 bits and as float32."""
-    code = bits(v)
-    sign = code & -0x80000000
-    size = code & 0x7FFFFFFF
-    # Round the mantissa to ten bits; a carry into the exponent is right.
-    normal = (size + (0xFFF + ((size >> 13) & 1))) & ~0x1FFF
-    # The unit in the last place of 0.5 is the least positive float16.
-    anchored = from_bits(size) + float32(0.5)
-    is_small = size < 0x38800000
-    is_infinite = normal > 0x477FE000
-    value = select(is_small, bits(anchored - float32(0.5)), select(is_infinite, 0x7F800000, normal))
-    short = select(is_small, bits(anchored) - 0x3F000000, select(is_infinite, 0x7C00, (normal - 0x38000000) >> 13))
-    is_nan = size > 0x7F800000
-    value = select(is_nan, 0x7FC00000, value)
-    short = select(is_nan, 0x7E00, short)
-    return short | (sign >> 16), from_bits(value | sign)
 
 
 @inline
@@ -602,7 +301,7 @@ def _positive_start(x: Rows, w: Rows, count: int, top: np.float32, greatest: Flo
 
 @inline
 def _refine_positive(
-    x: Rows, w: Rows, codes: NDArray[np.int32], count: int, top: int, sum_lx: Floats, sum_l2: Floats
+    x: Rows, w: Rows, codes: IntRows, count: int, top: int, sum_lx: Floats, sum_l2: Floats
 ) -> tuple[Floats, Floats, bool]:
     has_changed = False
     for i in range(count):
@@ -625,7 +324,7 @@ def _refine_positive(
 
 
 @inline
-def positive(x: Rows, w: Rows, codes: NDArray[np.int32], count: int, top: int) -> Floats:
+def positive(x: Rows, w: Rows, codes: IntRows, count: int, top: int) -> Floats:
     """``make_qp_quants``: fit ``scale * code`` to numbers >= 0 with codes 0 .. top. Returns the scale.
 
     Numbers are the first ``count`` rows of ``x``, weights those of ``w``; the codes go to those of ``codes``. As in

@@ -18,84 +18,41 @@ specification 1.0 for MXFP4. None of them uses an imatrix.
 
 import numpy as np
 from numpy import float32, int32, uint8, uint32
-from numpy.typing import NDArray
 
-from ..codecs import _narrow, _widen
 from ..jit import inline, jit
-from .search import LANES, Floats, Ints, bits, load, magnitude, select, splat, store, to_float
-
-Values = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
-IntRows = NDArray[np.int32]  # (rows, LANES)
+from .contract import Bytes, Values
+from .fields import INFINITY_BITS, MAGNITUDE, get_half, looked_up, peak_bits, put_half
+from .lanes import LANES, Floats, IntRows, Ints, bits, magnitude, select, splat, to_float
+from .memory import get_bytes, load, put_bytes, store
+from .rounding import ONE, ZERO, clamp
 
 TERNARY = 256
 WIDTH = 32  # elements of an MXFP4 block
 
-_ZERO = float32(0)
-_ONE = float32(1)
-_BELOW_HALF = np.nextafter(float32(0.5), _ZERO)  # what is greater rounds to 1
+_BELOW_HALF = np.nextafter(float32(0.5), ZERO)  # what is greater rounds to 1
 _INFINITY = float32(np.inf)
-_MAGNITUDE = 0x7FFF_FFFF
-_INFINITY_BITS = 0x7F80_0000
 
 # The magnitudes of MXFP4's codes 0 .. 7, doubled as in ggml; bit 3 is the sign, but there is no negative zero.
 _DOUBLED = tuple(float32(v) for v in (0, 1, 2, 3, 4, 6, 8, 12))
-_SIGNED = np.array([*_DOUBLED, 0, *(-v for v in _DOUBLED[1:])], np.float32)
+_SIGNED = (*_DOUBLED, ZERO, *(-v for v in _DOUBLED[1:]))
 
 
 @inline
-def _peak(values: Values, first: int, rows: int, scratch: IntRows) -> np.float32:
-    """The greatest magnitude in rows of ``LANES`` values; NaN counts for nothing."""
-    peak = bits(splat(_ZERO))
-    for row in range(first, first + rows):
-        size = bits(load(values, row)) & _MAGNITUDE
-        peak = select((size > peak) & (size <= _INFINITY_BITS), size, peak)
-    store(scratch, 0, peak)
-    greatest = int32(0)
-    for lane in range(LANES):
-        greatest = max(greatest, scratch[0, lane])
-    return float32(int32(greatest).view(float32))
-
-
-@inline
-def _get_row(raw: Bytes, at: int, scratch: IntRows, row: int) -> None:
-    for lane in range(LANES):
-        scratch[row, lane] = int32(raw[at + lane])
-
-
-@inline
-def _put_row(codes: Ints, scratch: IntRows, out: Bytes, at: int) -> None:
-    store(scratch, 0, codes)
-    for lane in range(LANES):
-        out[at + lane] = uint8(scratch[0, lane])
-
-
-@inline
-def _put_f16(value: np.float32, out: Bytes, at: int) -> None:
-    """Of a value that is not negative."""
-    code = uint32(_narrow(uint32(float32(value).view(uint32)), 10, 15, 0x7C00, 0.5))
-    out[at] = uint8(code & uint32(0xFF))
-    out[at + 1] = uint8(code >> uint32(8))
-
-
-@inline
-def _get_f16(raw: Bytes, at: int) -> np.float32:
-    code = uint32(uint32(raw[at]) | uint32(uint32(raw[at + 1]) << uint32(8)))
-    size = _widen(uint32(code & uint32(0x7FFF)), 10, 15, 0x7C00, 2.0**-24)
-    return float32(uint32(size | uint32(uint32(code & uint32(0x8000)) << uint32(16))).view(float32))
+def _peak(values: Values, first: int, rows: int) -> np.float32:
+    return float32(int32(peak_bits(values, first, rows)).view(float32))
 
 
 @inline
 def _inverted(d: np.float32) -> np.float32:
     """0 where ggml's inverse overflows: it converts the infinities that follow into 0 as well."""
-    inverse = _ONE / d if d != _ZERO else _ZERO
-    return inverse if inverse < _INFINITY else _ZERO
+    inverse = ONE / d if d != ZERO else ZERO
+    return inverse if inverse < _INFINITY else ZERO
 
 
 @inline
 def _trits(scaled: Floats) -> Ints:
     """``1 + roundf(scaled)``."""
-    zero = bits(splat(_ZERO))
+    zero = bits(splat(ZERO))
     return select(scaled > _BELOW_HALF, zero + 2, select(scaled < -_BELOW_HALF, zero, 1))
 
 
@@ -124,30 +81,29 @@ def _encode_tq1_0(values: Values, out: Bytes) -> None:
     rows = TERNARY // LANES
     for block in range(values.size // TERNARY):
         first, at = block * rows, block * 54
-        d = _peak(values, first, rows, scratch)
+        d = _peak(values, first, rows)
         inverse = _inverted(d)
-        _put_row(_base_3(values, first, 2, inverse), scratch, out, at)
-        _put_row(_base_3(values, first + 1, 2, inverse), scratch, out, at + 16)
-        _put_row(_base_3(values, first + 10, 1, inverse), scratch, out, at + 32)
+        put_bytes(out, at, _base_3(values, first, 2, inverse))
+        put_bytes(out, at + 16, _base_3(values, first + 1, 2, inverse))
+        put_bytes(out, at + 32, _base_3(values, first + 10, 1, inverse))
         _put_last_trits(values, first + 15, inverse, scratch, out, at + 48)
-        _put_f16(d, out, at + 52)
+        put_half(d, out, at + 52)
 
 
 @jit("void(Array(float32, 1, 'C', True), uint8[::1])")
 def _encode_tq2_0(values: Values, out: Bytes) -> None:
-    scratch = np.empty((1, LANES), np.int32)
     rows = TERNARY // LANES
     for block in range(values.size // TERNARY):
         first, at = block * rows, block * 66
-        d = _peak(values, first, rows, scratch)
+        d = _peak(values, first, rows)
         inverse = _inverted(d)
         for quarter in range(4):
             row = first + quarter // 2 * 8 + quarter % 2
             codes = _trits(load(values, row) * inverse)
             for n in range(1, 4):
                 codes = codes | (_trits(load(values, row + 2 * n) * inverse) << (2 * n))
-            _put_row(codes, scratch, out, at + quarter * LANES)
-        _put_f16(d, out, at + 64)
+            put_bytes(out, at + quarter * LANES, codes)
+        put_half(d, out, at + 64)
 
 
 @inline
@@ -157,35 +113,34 @@ def _first_trit(number: Ints, power: np.int32) -> Floats:
 
 
 @jit("void(Array(uint8, 1, 'C', True), float32[::1])")
-def _decode_tq1_0(raw: Bytes, out: Values) -> None:
-    scratch = np.empty((4, LANES), np.int32)
+def decode_tq1_0(raw: Bytes, out: Values) -> None:
+    """See ``contract.py``."""
+    scratch = np.empty((1, LANES), np.int32)
     for block in range(out.size // TERNARY):
         first, at = block * (TERNARY // LANES), block * 54
-        d = _get_f16(raw, at + 52)
-        for row in range(3):
-            _get_row(raw, at + row * LANES, scratch, row)
+        d = get_half(raw, at + 52)
+        a, b, c = get_bytes(raw, at), get_bytes(raw, at + 16), get_bytes(raw, at + 32)
         power = int32(1)
         for n in range(5):
-            store(out, first + 2 * n, _first_trit(load(scratch, 0), power) * d)
-            store(out, first + 2 * n + 1, _first_trit(load(scratch, 1), power) * d)
-            store(out, first + 10 + n, _first_trit(load(scratch, 2), power) * d)
+            store(out, first + 2 * n, _first_trit(a, power) * d)
+            store(out, first + 2 * n + 1, _first_trit(b, power) * d)
+            store(out, first + 10 + n, _first_trit(c, power) * d)
             if n < 4:
                 for j in range(4):
-                    scratch[3, 4 * n + j] = int32(raw[at + 48 + j]) * power
+                    scratch[0, 4 * n + j] = int32(raw[at + 48 + j]) * power
             power = int32(power * int32(3))
-        store(out, first + 15, _first_trit(load(scratch, 3), int32(1)) * d)
+        store(out, first + 15, _first_trit(load(scratch, 0), int32(1)) * d)
 
 
 @jit("void(Array(uint8, 1, 'C', True), float32[::1])")
-def _decode_tq2_0(raw: Bytes, out: Values) -> None:
-    scratch = np.empty((1, LANES), np.int32)
+def decode_tq2_0(raw: Bytes, out: Values) -> None:
+    """See ``contract.py``."""
     for block in range(out.size // TERNARY):
         first, at = block * (TERNARY // LANES), block * 66
-        d = _get_f16(raw, at + 64)
+        d = get_half(raw, at + 64)
         for quarter in range(4):
             row = first + quarter // 2 * 8 + quarter % 2
-            _get_row(raw, at + quarter * LANES, scratch, 0)
-            codes = load(scratch, 0)
+            codes = get_bytes(raw, at + quarter * LANES)
             for n in range(4):
                 store(out, row + 2 * n, to_float(((codes >> (2 * n)) & 3) - 1) * d)
 
@@ -198,7 +153,7 @@ def _exponent(peak: np.float32) -> np.uint8:
     an integer. Everywhere else it is the exponent of the float, subnormal numbers apart.
     """
     code = uint32(float32(peak).view(uint32))
-    if code >= uint32(_INFINITY_BITS) or code == uint32(0):
+    if code >= uint32(INFINITY_BITS) or code == uint32(0):
         return uint8(0)
     if code >= uint32(0x0080_0000) and uint32(code & uint32(0x007F_FFFF)) < uint32(0x007F_FF00):
         return uint8(int32(int32(code >> uint32(23)) - int32(2)) & int32(0xFF))
@@ -215,40 +170,60 @@ def _half_scale(e: np.uint8) -> np.float32:
 
 
 @inline
-def _mxfp4_codes(values: Floats, scale: np.float32) -> Ints:
-    """The codes with the least error, the first of equals. With the wrong sign none is better than code 0."""
+def _rounded(values: Floats, e: np.uint8) -> Ints:
+    """The codes with the least error, the first of equals, for scales far from the ends of float32.
+
+    From 2 on the doubled values of MXFP4 are the floats with one bit of mantissa: to round to these, halves towards
+    zero, is to round the bits. Below lie 0 and 1. NaN gets code 0, as in ggml.
+    """
+    size = bits(values) & MAGNITUDE
+    scaled = size - ((int32(e) - 128) << 23)  # the bits of the number in units of the doubled values
+    codes = ((scaled + 0x1F_FFFF) >> 22) - 0xFE
+    codes = select(scaled > 0x3FC0_0000, clamp(codes, 2, 7), select(scaled > 0x3F00_0000, bits(splat(ZERO)) + 1, 0))
+    codes = select(size > INFINITY_BITS, 0, codes)
+    return select((codes > 0) & (values < ZERO), codes | 8, codes)
+
+
+@inline
+def _searched(values: Floats, scale: np.float32) -> Ints:
+    """The same for any scale, as ggml does it: products may be subnormal or infinite."""
     size = magnitude(values)
     least = size
-    codes = bits(splat(_ZERO))
+    codes = bits(splat(ZERO))
     for i in range(1, 8):
         error = magnitude(_DOUBLED[i] * scale - size)
         is_less = error < least
         codes = select(is_less, i, codes)
         least = select(is_less, error, least)
-    return select((codes > 0) & (values < _ZERO), codes | 8, codes)
+    return select((codes > 0) & (values < ZERO), codes | 8, codes)  # with the wrong sign none is better than code 0
 
 
 @jit("void(Array(float32, 1, 'C', True), uint8[::1])")
 def _encode_mxfp4(values: Values, out: Bytes) -> None:
-    scratch = np.empty((1, LANES), np.int32)
-    for block in range(values.size // WIDTH):
-        at = block * 17
-        e = _exponent(_peak(values, 2 * block, 2, scratch))
-        scale = _half_scale(e)
-        low = _mxfp4_codes(load(values, 2 * block), scale)
-        high = _mxfp4_codes(load(values, 2 * block + 1), scale)
-        out[at] = e
-        _put_row(low | (high << 4), scratch, out, at + 1)
+    exponents = np.empty(LANES, np.uint8)
+    blocks = values.size // WIDTH
+    for first in range(0, blocks, LANES):
+        count = min(LANES, blocks - first)
+        for i in range(count):  # all at first: that brings the values from memory at its full speed
+            exponents[i] = _exponent(_peak(values, 2 * (first + i), 2))
+        for i in range(count):
+            block, e = first + i, exponents[i]
+            low, high = load(values, 2 * block), load(values, 2 * block + 1)
+            if 3 <= e <= 252:
+                codes = _rounded(low, e) | (_rounded(high, e) << 4)
+            else:
+                codes = _searched(low, _half_scale(e)) | (_searched(high, _half_scale(e)) << 4)
+            out[block * 17] = e
+            put_bytes(out, block * 17 + 1, codes)
 
 
 @jit("void(Array(uint8, 1, 'C', True), float32[::1])")
-def _decode_mxfp4(raw: Bytes, out: Values) -> None:
+def decode_mxfp4(raw: Bytes, out: Values) -> None:
+    """See ``contract.py``."""
     for block in range(out.size // WIDTH):
-        start, at = block * WIDTH, block * 17
-        scale = _half_scale(raw[at])
-        for j in range(WIDTH // 2):
-            out[start + j] = scale * _SIGNED[raw[at + 1 + j] & uint8(15)]
-            out[start + j + WIDTH // 2] = scale * _SIGNED[raw[at + 1 + j] >> uint8(4)]
+        scale, codes = _half_scale(raw[block * 17]), get_bytes(raw, block * 17 + 1)
+        store(out, 2 * block, looked_up(codes & 15, _SIGNED) * scale)
+        store(out, 2 * block + 1, looked_up(codes >> 4, _SIGNED) * scale)
 
 
 def encode_tq1_0(values: Values, row: int, weights: Values | None, out: Bytes) -> None:
@@ -264,18 +239,3 @@ def encode_tq2_0(values: Values, row: int, weights: Values | None, out: Bytes) -
 def encode_mxfp4(values: Values, row: int, weights: Values | None, out: Bytes) -> None:
     """See ``contract.py``."""
     _encode_mxfp4(values, out)
-
-
-def decode_tq1_0(raw: Bytes, out: Values) -> None:
-    """See ``contract.py``."""
-    _decode_tq1_0(raw, out)
-
-
-def decode_tq2_0(raw: Bytes, out: Values) -> None:
-    """See ``contract.py``."""
-    _decode_tq2_0(raw, out)
-
-
-def decode_mxfp4(raw: Bytes, out: Values) -> None:
-    """See ``contract.py``."""
-    _decode_mxfp4(raw, out)

@@ -44,7 +44,7 @@ def _load(modules: Sequence[str], text: str, notify: Callable[[str], None]) -> N
         notify(text)
         child = subprocess.run(
             [sys.executable, "-m", "streammerge.kernels.load", *missing],
-            env={**os.environ, "STREAMMERGE_CACHE_DIR": str(CACHE)},
+            env={**os.environ, "STREAMMERGE_CACHE_DIR": str(CACHE.parent)},
             capture_output=True,
         )
         if child.returncode == 0:

@@ -1,13 +1,11 @@
-"""What every quantized type must satisfy. A family's test file names its types and calls these checks.
+"""What every quantized type must satisfy; ``test_quants.py`` calls these checks for each of them.
 
 Three references: rows that ``llama-quantize``'s library made (golden file), the library itself where llama_cpp is
 installed, and the decoders of the gguf package.
 """
 
-import ctypes
 from collections.abc import Iterator
-from functools import cache
-from importlib.util import find_spec
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from bench.ggml import Ggml, GgmlMissingError, load_ggml
 from streammerge.formats import quants
 
 Floats = NDArray[np.float32]
@@ -43,7 +42,7 @@ def check_against_library(name: str, blocks: int = 100_000) -> None:
     rows = blocks * quant.block // (ROW * len(kinds) * len(list(data(ROW, rng)))) + 1
     for importance, weights in kinds:
         for kind, values in data(rows * ROW, rng):
-            wanted = _encode_with_library(library, name, values, ROW, weights)
+            wanted = library.encode(name, values, ROW, weights)
             _same_blocks(name, f"{kind}, imatrix {importance}", wanted, encode(name, values, ROW, weights))
 
 
@@ -57,8 +56,32 @@ def check_row_lengths(name: str) -> None:
         for weights in (None, rng.random(row, np.float32)):
             for rows in (0, 1, 7):
                 part = values[: rows * row]
-                wanted = _encode_with_library(library, name, part, row, weights)
+                wanted = library.encode(name, part, row, weights)
                 _same_blocks(name, f"{rows} rows of {row}", wanted, encode(name, part, row, weights))
+
+
+def check_divisions(name: str) -> None:
+    """However rows are divided among calls and threads, the bytes are the same; arrays may be read-only."""
+    block = quants.QUANTS[name].block
+    rng = np.random.default_rng(24)
+    values, weights = rng.standard_normal((37, 3 * block), np.float32), rng.random(3 * block, np.float32)
+    values.flags.writeable = weights.flags.writeable = False
+    whole = encode(name, values.ravel(), 3 * block, weights)
+    cuts = [(0, 1), (1, 3), (3, 20), (20, 37)]
+    with ThreadPoolExecutor() as pool:
+        parts = pool.map(lambda cut: encode(name, values[slice(*cut)].ravel(), 3 * block, weights), cuts)
+    _same_blocks(name, "divided", whole, np.concatenate(list(parts)))
+
+
+def check_precision(name: str, limit: float) -> None:
+    """Gaussian values come back within ``limit``, the root mean square of the error in units of their spread."""
+    quant = quants.QUANTS[name]
+    values = np.random.default_rng(25).standard_normal(64 * ROW).astype(np.float32)
+    raw, back = encode(name, values, ROW, None), np.empty_like(values)
+    raw.flags.writeable = False
+    assert raw.size == values.size // quant.block * quant.nbytes
+    quants.decode(name, raw, back)
+    assert np.sqrt(np.mean((back - values) ** 2)) < limit
 
 
 def check_decoder(name: str) -> None:
@@ -94,7 +117,7 @@ def check_bad_block_stays_alone(name: str) -> None:
 def check_values(name: str, values: Floats) -> None:
     """Given whole blocks, without an imatrix, against ggml's own library."""
     block = quants.QUANTS[name].block
-    wanted = _encode_with_library(_library(), name, values, block, None)
+    wanted = _library().encode(name, values, block, None)
     _same_blocks(name, "given values", wanted, encode(name, values, block, None))
 
 
@@ -116,7 +139,10 @@ def data(count: int, rng: np.random.Generator) -> Iterator[tuple[str, Floats]]:
     def per_block(values: Any) -> Any:
         return np.repeat(values, 32)[:count]
 
-    blocks = count // 32
+    def per_sixteen(values: Any) -> Any:
+        return np.repeat(values, 16)[:count]
+
+    blocks, sixteens = count // 32, count // 16
     yield "normal", normal() * np.float32(0.02)
     yield "bf16", (normal().view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
     yield "f16", normal().astype(np.float16).astype(np.float32)
@@ -137,6 +163,12 @@ def data(count: int, rng: np.random.Generator) -> Iterator[tuple[str, Floats]]:
     yield "positive", np.where(rng.random(count) < 0.3, zeros, np.abs(normal()))
     yield "negative", np.where(rng.random(count) < 0.3, zeros, -np.abs(normal()))
     yield "scales by block", normal() * np.exp2(per_block(rng.integers(-30, 30, blocks))).astype(np.float32)
+    yield "scales by 16", normal() * per_sixteen(10.0 ** rng.uniform(-12, 4, sixteens)).astype(np.float32)
+    # Some sub-blocks are so much smaller than the others of their block that their scale becomes 0.
+    yield "unlike sub-blocks", normal() * per_sixteen(10.0 ** rng.choice([-6, -3, -1, 0], sixteens)).astype(np.float32)
+    yield "powers of two", (rng.choice([-1, 1], count) * 2.0 ** rng.integers(-60, 60, count)).astype(np.float32)
+    yield "outliers", normal() * np.where(rng.random(count) < 0.005, np.float32(4), np.float32(0.02))
+    yield "far from zero", (-5 - rng.random(count)).astype(np.float32)
     yield "scales by element", normal() * np.exp2(rng.integers(-12, 12, count)).astype(np.float32)
     for scale in (1e20, 1e4, 1e-12, 1e-15, 1e-20, 1e-38, 1e-40, 1e-44):
         yield f"{scale:g}", (rng.standard_normal(count) * scale).astype(np.float32)
@@ -167,26 +199,8 @@ def _same_blocks(name: str, what: str, wanted: Bytes, found: Bytes) -> None:
         raise AssertionError(f"{name}, {what}: {differing.size} of {len(a)} blocks differ; {first}")
 
 
-@cache
-def _library() -> Any:
-    package = find_spec("llama_cpp")
-    if package is None or package.origin is None:
-        pytest.skip("llama_cpp is not installed: no library of ggml's to compare with")
-    (file,) = (Path(package.origin).parent / "lib").glob("libggml-base.so")
-    library = ctypes.CDLL(str(file))
-    integer, pointer = ctypes.c_int64, ctypes.c_void_p
-    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, integer, integer, integer, pointer]
-    library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    return library
-
-
-def _encode_with_library(library: Any, name: str, values: Floats, row: int, weights: Floats | None) -> Bytes:
-    quant = quants.QUANTS[name]
-    out = np.zeros(values.size // quant.block * quant.nbytes, np.uint8)
-    kind = int(gguf.GGMLQuantizationType[name])
-    values = np.ascontiguousarray(values)
-    importance = None if weights is None else weights.ctypes.data
-    rows = values.size // row
-    written = library.ggml_quantize_chunk(kind, values.ctypes.data, out.ctypes.data, 0, rows, row, importance)
-    assert written == out.size
-    return out
+def _library() -> Ggml:
+    try:
+        return load_ggml()
+    except GgmlMissingError as error:
+        pytest.skip(str(error))

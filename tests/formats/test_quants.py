@@ -1,4 +1,4 @@
-"""The 32-element blocks with one scale against ggml: bytes and values, bit for bit."""
+"""Quantized types against ggml: bytes and values, bit for bit."""
 
 import subprocess
 import sys
@@ -9,10 +9,30 @@ import pytest
 
 from streammerge.formats import quants
 from streammerge.formats.errors import FormatError
+from streammerge.formats.quants import iq4
 
 from . import quant_checks
 
-each_type = pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+# Error of gaussian values, in units of their spread.
+PRECISION = {
+    "Q8_0": 0.006,
+    "Q6_K": 0.025,
+    "Q5_0": 0.05,
+    "Q5_1": 0.05,
+    "Q5_K": 0.05,
+    "Q4_0": 0.1,
+    "Q4_1": 0.1,
+    "Q4_K": 0.1,
+    "IQ4_NL": 0.1,
+    "IQ4_XS": 0.1,
+    "MXFP4": 0.15,
+    "Q3_K": 0.2,
+    "Q2_K": 0.35,
+    "TQ1_0": 0.9,
+    "TQ2_0": 0.9,
+}
+
+each_type = pytest.mark.parametrize("name", quants.QUANTS)
 
 
 @each_type
@@ -22,7 +42,7 @@ def test_golden_rows(name):
 
 @each_type
 def test_blocks_equal_the_librarys(name):
-    quant_checks.check_against_library(name)
+    quant_checks.check_against_library(name, 100_000 if quants.QUANTS[name].block == 32 else 50_000)
 
 
 @each_type
@@ -31,8 +51,18 @@ def test_any_number_of_blocks_in_a_row(name):
 
 
 @each_type
+def test_divisions_change_nothing(name):
+    quant_checks.check_divisions(name)
+
+
+@each_type
 def test_decoder(name):
     quant_checks.check_decoder(name)
+
+
+@each_type
+def test_decoding_gives_about_the_values_back(name):
+    quant_checks.check_precision(name, PRECISION[name])
 
 
 @each_type
@@ -40,7 +70,33 @@ def test_a_bad_block_stays_alone(name):
     quant_checks.check_bad_block_stays_alone(name)
 
 
-# What all types share.
+def test_no_rounding_moves_the_limits_between_codes():
+    for low, high, limit in zip(iq4.VALUES, iq4.VALUES[1:], iq4.LIMITS):
+        below = np.nextafter(limit, np.float32(-np.inf))
+        assert below - low < high - below  # float32, as in ggml
+        assert not limit - low < high - limit
+
+
+def test_numbers_beside_the_middles_of_mxfp4_at_every_scale():
+    rng = np.random.default_rng(0)
+    middles = np.array([0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6], np.float32)
+    chosen = middles[rng.integers(0, middles.size, (276, 40, 32))]
+    beside = np.nextafter(chosen, np.float32(1) * rng.choice([0, 9], chosen.shape).astype(np.float32))
+    values = np.where(rng.random(chosen.shape) < 0.3, chosen, beside) * rng.choice([-1, 1], chosen.shape)
+    with np.errstate(under="ignore"):
+        scaled = np.ldexp(values, np.arange(-150, 126)[:, None, None]).astype(np.float32)
+    quant_checks.check_values("MXFP4", scaled.ravel())
+
+
+def test_exponent_of_mxfp4_beside_every_power_of_two():
+    exponents = np.arange(256, dtype=np.uint32)[:, None] << 23
+    mantissas = np.concatenate([np.arange(3), np.arange(2**23 - 300, 2**23)]).astype(np.uint32)
+    subnormals = [np.arange(max(1, 2**k - 80), 2**k + 3, dtype=np.uint32) for k in range(24)]
+    patterns = np.concatenate([(exponents | mantissas).ravel(), *subnormals])
+    peaks = patterns[patterns <= 0x7F800000].view(np.float32)
+    values = np.zeros((peaks.size, 32), np.float32)
+    values[:, 5] = peaks
+    quant_checks.check_values("MXFP4", values.ravel())
 
 
 @pytest.mark.parametrize("quant", quants.QUANTS.values(), ids=lambda quant: quant.name)
@@ -55,7 +111,8 @@ import numpy as np
 from streammerge.formats import quants
 assert "numba" not in sys.modules
 quants.encode("TQ2_0", np.zeros(256, np.float32), 256, None, np.zeros(66, np.uint8))
-assert {"legacy", "k", "iq4"}.isdisjoint(name.rpartition(".")[2] for name in sys.modules if ".quants." in name)
+assert "streammerge.formats.quants.ternary" in sys.modules
+assert "streammerge.formats.quants.legacy" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
