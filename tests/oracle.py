@@ -188,7 +188,7 @@ def drop(delta, density, rescale, mask):
     if density >= 1:
         return delta
     masked = np.where(mask, delta, F32(0))
-    if rescale == "inverse_density" and density > 0:
+    if rescale == "inverse_density" and mask.any():  # a density near 0 keeps nothing, and its inverse is no float32
         return masked * F32(1 / density)
     if rescale == "l1":
         before, after = fsum(np.abs(delta).astype(float)), fsum(np.abs(masked).astype(float))

@@ -5,7 +5,6 @@ import pytest
 
 import streammerge
 from tests.interop.llama_cpp_tools import silence
-from tests.interop.test_whole_files import smollm2  # noqa: F401  (the fixture)
 
 QUESTION = "What is the capital of France?"
 
@@ -17,14 +16,14 @@ def load(path, **settings):
     return llama_cpp.Llama(str(path), n_ctx=256, verbose=False, seed=0, **settings)
 
 
-def test_it_answers_from_the_merged_and_quantized_file(smollm2):  # noqa: F811
+def test_it_answers_from_the_merged_and_quantized_file(smollm2):
     """The first words are given: left to itself a model of this size begins in French, in transformers as well."""
     model = load(smollm2.ours("ours-Q4_K_M", quantize="Q4_K_M"))
     prompt = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\nThe capital of France is"
     assert " Paris" in model(prompt, max_tokens=4, temperature=0)["choices"][0]["text"]
 
 
-def test_a_split_file_runs_too(smollm2):  # noqa: F811
+def test_a_split_file_runs_too(smollm2):
     output = smollm2.folder / "split.gguf"
     report = streammerge.merge(smollm2.base, smollm2.agents, output, quantize="Q4_K_M", max_shard_size="40MB")
     names = report.to_dict()["files"]
@@ -33,7 +32,7 @@ def test_a_split_file_runs_too(smollm2):  # noqa: F811
     assert "Paris" in model("The capital of France is", max_tokens=8, temperature=0)["choices"][0]["text"]
 
 
-def test_logits_are_those_of_transformers(smollm2):  # noqa: F811
+def test_logits_are_those_of_transformers(smollm2):
     """Unquantized bf16, with float32 arithmetic on the other side: the largest logits agree to a few hundredths."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

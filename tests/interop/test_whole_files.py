@@ -1,72 +1,21 @@
 """Our GGUF files against llama.cpp's own way: our safetensors output, its converter, its quantizer. Every byte."""
 
-import numpy as np
 import pytest
 
 import streammerge
-from bench.sample.agents import AGENTS, DATA, make_unpacked
-from bench.sample.shapes import Shape
-from bench.sample.smollm2 import make_smollm2
-from streammerge.formats.gguf import GgufSource
 from streammerge.gguf.policy import FILE_TYPES
-from tests.gguf.merging import make_models, write_dat
+from tests.gguf.merging import write_dat
 from tests.interop.llama_cpp_tools import (
     check_same_metadata,
     check_same_tensors,
     convert,
     quantize,
-    source_folder,
 )
 
 # What a file says about where it comes from: two steps know the folder between them, one step knows the inputs.
 LINEAGE = ("general.name", "general.basename", "general.finetune", "general.base_model", "general.size_label")
 WANTED = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K", "IQ4_XS")
 OTHERS = ("Q4_K_S", "Q5_1", "IQ4_NL", "TQ2_0", "F16", "BF16")
-
-
-class Model:
-    """Base, agents, and what two steps make of their merge."""
-
-    def __init__(self, folder, base, agents, pre=None):
-        self.folder, self.base, self.agents, self.pre = folder, base, agents, pre
-        streammerge.merge(base, agents, folder / "merged")
-        self.converted = convert(folder / "merged", folder / "converted.gguf", pre=pre)
-
-    def ours(self, name, **options):
-        output = self.folder / f"{name}.gguf"
-        if not output.exists():
-            streammerge.merge(self.base, self.agents, output, pre_tokenizer=self.pre, **options)
-        return output
-
-    def imatrix(self):
-        """Importance of the columns of every matrix but the embedding, as llama-imatrix would write it."""
-        rng = np.random.default_rng(5)
-        tensors = [t for t in GgufSource(self.converted).tensors.values() if len(t.shape) > 1]
-        return {
-            t.name: (rng.random(t.shape[-1]) ** 3 + 1e-4).astype("f4") for t in tensors if t.name != "token_embd.weight"
-        }
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory):
-    """The real model and its real agents."""
-    source_folder()
-    folder = tmp_path_factory.mktemp("smollm2")
-    base = make_smollm2(folder / "base")
-    for name in AGENTS:
-        make_unpacked(folder / name, base, DATA / f"{name}.xz")
-    return Model(folder, base, [folder / name for name in AGENTS])
-
-
-@pytest.fixture(scope="module", params=["tied", "untied"])
-def generated(request, tmp_path_factory):
-    """Rows that are whole blocks of 256, heads of two sizes, four query heads to a key head."""
-    source_folder()
-    folder = tmp_path_factory.mktemp(request.param)
-    tied = request.param == "tied"
-    shape = Shape(layers=8, hidden=512, intermediate=1024, heads=8, kv_heads=2, vocab=512, tied=tied)
-    base, agents = make_models(folder, shape)
-    return Model(folder, base, agents, pre="llama-bpe")
 
 
 def check(model, kind, imatrix=False):
@@ -115,7 +64,7 @@ def test_another_type_between_the_two_steps(generated, outtype, tmp_path):
     streammerge.merge(generated.base, generated.agents, tmp_path / "merged", dtype=dtype)
     converted = convert(tmp_path / "merged", tmp_path / "converted.gguf", outtype, pre="llama-bpe")
     theirs = quantize(converted, tmp_path / "theirs.gguf", FILE_TYPES["Q4_K_M"].number)
-    ours = generated.ours(f"ours-{outtype}", quantize="Q4_K_M", intermediate=outtype)
+    ours = generated.ours(f"ours-from-{outtype}-Q4_K_M", quantize="Q4_K_M", intermediate=outtype)
     check_same_tensors(ours, theirs)
 
 
