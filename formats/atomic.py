@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -51,8 +52,10 @@ class Staging:
         self.target = target
         self.folder = target.with_name(target.name + ".partial")
         self._finished = False
+        self._parents: list[Path] = []
 
     def __enter__(self) -> "Staging":
+        self._parents = [parent for parent in self.target.parents if not parent.exists()]
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self.folder.mkdir(exist_ok=True)
@@ -67,49 +70,63 @@ class Staging:
             if entry.name != ".lock":
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
-    def finish(self, files: Sequence[str] = (), *, overwrite: bool = False) -> None:
+    def finish(self, files: Sequence[str] = (), replaced: Sequence[Path] = ()) -> None:
         """Give the output its final name: the whole folder, or ``files`` of it, beside each other where ``OUT`` lies.
 
         Every file must be durable already; the folder and its parent are synced here. Of several files the first
-        comes last: no loader takes the others for a model without it.
+        comes last: no loader takes the others for a model without it. What is ``replaced`` is set aside before, and
+        removed when all is in place; if anything fails, all is as it was.
         """
-        self._unlock()
-        _sync_folder(self.folder)
         places = [(self.folder / name, self.target.with_name(name)) for name in reversed(files)]
-        for made, place in places or [(self.folder, self.target)]:
-            try:
-                _put_in_place(made, place, overwrite)
-            except OSError as error:
-                raise OutputError(f"{made}: cannot be renamed to {place}: {error.strerror}") from error
-        _sync_folder(self.target.parent)
+        aside = self.folder.with_name(f"{self.target.name}.replaced-{os.getpid()}")
+        moves = [(path, aside / path.name) for path in replaced] + (places or [(self.folder, self.target)])
+        done: list[tuple[Path, Path]] = []
+        try:
+            _sync_folder(self.folder)
+            if replaced:
+                aside.mkdir()
+            for source, place in moves:
+                _move(source, place)
+                done.append((source, place))
+            _sync_folder(self.target.parent)
+        except BaseException as error:
+            for source, place in reversed(done):
+                place.rename(source)
+            if replaced and aside.exists():
+                aside.rmdir()
+            if isinstance(error, OSError):
+                raise OutputError(f"{self.target}: cannot be put in place: {error.strerror or error}") from error
+            raise
         self._finished = True
+        self._unlock(self.folder if files else self.target)
         if files:
-            self.folder.rmdir()
+            shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
 
-    def _unlock(self) -> None:
+    def _unlock(self, folder: Path) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-        (self.folder / ".lock").unlink(missing_ok=True)
+        (folder / ".lock").unlink(missing_ok=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._finished:
-            self._unlock()
+            self._unlock(self.folder)
             shutil.rmtree(self.folder, ignore_errors=True)
+            for parent in self._parents:
+                with suppress(OSError):  # somebody else put something there
+                    parent.rmdir()
 
 
-def _put_in_place(made: Path, target: Path, overwrite: bool) -> None:
-    if target.is_dir() and not any(target.iterdir()):
+def _move(source: Path, target: Path) -> None:
+    """Rename, but never onto anything but an empty folder."""
+    if target.is_dir() and not target.is_symlink():
         target.rmdir()
-    if overwrite and target.exists():
-        old = target.with_name(target.name + ".old")
-        target.rename(old)
-        made.rename(target)
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
-    else:
-        made.rename(target)
+    elif target.exists() or target.is_symlink():
+        raise FileExistsError(errno.EEXIST, "it exists already")
+    source.rename(target)
 
 
 class PresizedFile:

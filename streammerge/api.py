@@ -13,7 +13,7 @@ from .budget import parse_size
 from .errors import Interrupted, RecipeError
 from .events import Finishing, Listener, Notice, Planned
 from .formats.contract import Sink
-from .planning import Plan, make_plan
+from .planning import Plan, in_the_way, make_plan
 from .recipe import GgufOptions, Recipe, parse_tensor_type
 from .report import Report
 
@@ -80,8 +80,12 @@ def _gguf_options(output: StrPath | None, fields: dict[str, Any]) -> GgufOptions
         if given.get(path) is not None:
             given[path] = Path(given[path])
     options = GgufOptions(**given)
-    named = output is not None and Path(output).suffix == ".gguf"
-    return options if named or options != GgufOptions() else None
+    if options.quantize or options.gguf_template or (output is not None and Path(output).suffix.lower() == ".gguf"):
+        return options
+    for name in ("intermediate", "pre_tokenizer"):
+        if getattr(options, name) != getattr(GgufOptions(), name):
+            raise RecipeError(f"--{name.replace('_', '-')} is for GGUF; add --quantize TYPE, or name the output .gguf")
+    return None
 
 
 def plan(base: StrPath, agents: Sequence[StrPath], output: StrPath | None = None, **options: Unpack[Options]) -> Plan:
@@ -98,7 +102,7 @@ def merge(
     stop: threading.Event | None = None,
     **options: Unpack[Options],
 ) -> Report:
-    """Merge ``agents`` into ``base`` and write ``output``: a folder, or a file that ends in .safetensors.
+    """Merge ``agents`` into ``base`` and write ``output``: a folder, or a file that ends in .safetensors or .gguf.
 
     ``listener`` is called with the records of ``streammerge.events``; setting ``stop`` interrupts.
     Raises StreammergeError; then nothing stands under the name ``output``.
@@ -133,9 +137,9 @@ def merge_recipe(
     if recipe.output is None:
         raise RecipeError("no output given; add -o OUT, a folder or a file that ends in .safetensors or .gguf")
     stop = stop or threading.Event()
-    kernels = load_cpu(lambda text: listener(Notice(text)))
     began = time.perf_counter()
     planned = plan_recipe(recipe, listener)
+    kernels = load_cpu()
     listener(Planned(planned))
     for notice in planned.notices:
         listener(Notice(notice))
@@ -154,7 +158,7 @@ def merge_recipe(
         if stop.is_set():
             raise Interrupted("interrupted; nothing was written under the final name")
         files = () if planned.is_folder else [file.name for file in planned.files]
-        staging.finish(files, overwrite=recipe.overwrite)
+        staging.finish(files, in_the_way(planned) if recipe.overwrite else ())
     return Report(planned, outcome, time.perf_counter() - began, budget.peak(), shares)
 
 

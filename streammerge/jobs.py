@@ -55,9 +55,15 @@ class TensorJob:
         return prod(self.shape)
 
     @property
-    def columns(self) -> int:
-        """Elements of a row; 1 for vectors, whose rows are their elements."""
-        return self.shape[-1] if len(self.shape) > 1 else 1
+    def row(self) -> int:
+        """Elements of a row; rows of a vector are its elements, unless it becomes blocks."""
+        blocks = self.target is not None and self.target.is_quantized
+        return self.shape[-1] if len(self.shape) > 1 or (blocks and self.shape) else 1
+
+    @property
+    def matrix(self) -> int:
+        """Elements of a matrix: of a stack of them, one."""
+        return self.row * (self.shape[-2] if len(self.shape) > 1 else 1)
 
     @property
     def grain(self) -> int:
@@ -66,4 +72,4 @@ class TensorJob:
             return 1
         if self.target.heads:
             return self.elements // self.target.heads
-        return self.shape[-1] if self.target.block > 1 else 1
+        return self.row if self.target.is_quantized else 1

@@ -5,6 +5,7 @@ Whatever can be known before reading a byte of weights fails here, by the name o
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -155,8 +156,9 @@ def make_plan(
         from .gguf.output import plan_gguf
         from .kernels.load import load_quants
 
-        gguf = plan_gguf(recipe, recipe.gguf, base, agents, jobs)
+        gguf = plan_gguf(recipe, recipe.gguf, base, jobs, notify)
         load_quants({job.target.dtype for job in gguf.jobs if job.target}, notify)
+        _check_something_is_merged(gguf.jobs)
         jobs, files, output = gguf.jobs, gguf.files, gguf.path
     else:
         output, files = recipe.output, _safetensors_files(recipe, jobs)
@@ -208,9 +210,13 @@ def _plan_jobs(
     selection = _Selection(recipe, base)
     jobs = tuple(_job(recipe, base, agents, info, selection) for info in base.tensors.values())
     notices = [_check_extra(base, agent, selection) for agent in agents]
+    _check_something_is_merged(jobs)
+    return jobs, tuple(notice for notice in notices if notice)
+
+
+def _check_something_is_merged(jobs: Sequence[TensorJob]) -> None:
     if not any(job.action == "merge" for job in jobs):
         raise RecipeError("nothing would be merged: --only and --exclude leave no floating-point tensor")
-    return jobs, tuple(notice for notice in notices if notice)
 
 
 class _Selection:
@@ -292,16 +298,20 @@ def _check_output(plan: Plan, output: Path) -> int:
     """The target must be free, apart from the inputs, writable, and have the space. Returns the free bytes."""
     target = output.absolute()
     resolved = target.resolve()
+    written = [target, *(target.with_name(file.name) for file in plan.files if not plan.is_folder)]
+    for read in plan.gguf.read if plan.gguf else ():
+        if read.resolve() in [place.resolve() for place in written]:
+            raise OutputError(f"{output}: would be written over {read}, which is read; choose another")
     for model in (plan.base, *plan.agents):
         place = model.path.resolve()
         if resolved == place or resolved.is_relative_to(place) or place.is_relative_to(resolved):
             raise OutputError(f"{output}: is the input {model.path}, or one lies inside the other; choose another")
         if resolved in (file.resolve() for file in model.files):
             raise OutputError(f"{output}: is a file of the input {model.path}; choose another")
-    for place in (target, *(() if plan.is_folder else (target.with_name(file.name) for file in plan.files))):
-        occupied = place.is_file() or (place.is_dir() and any(place.iterdir())) or place.is_symlink()
-        if occupied and not plan.recipe.overwrite:
-            raise OutputError(f"{output.with_name(place.name)}: exists already; choose another, or give --overwrite")
+    occupied = in_the_way(plan)
+    if occupied and not plan.recipe.overwrite:
+        more = f" (and {len(occupied) - 1} more)" if len(occupied) > 1 else ""
+        raise OutputError(f"{occupied[0]}{more}: exists already; choose another, or give --overwrite")
     existing = next(parent for parent in target.parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise OutputError(f"{existing}: is not a folder that can be written to")
@@ -312,6 +322,23 @@ def _check_output(plan: Plan, output: Path) -> int:
             f"{output}: needs {budget.format_size(needed)}, but {existing} has {budget.format_size(free)} free"
         )
     return free
+
+
+def in_the_way(plan: Plan) -> list[Path]:
+    """What stands where the output will be: --overwrite replaces it. An empty folder is not in the way of a folder."""
+    if plan.output is None:
+        return []
+    places = [plan.output]
+    if not plan.is_folder:
+        names = {file.name for file in plan.files}
+        pattern = re.compile(re.escape(plan.output.stem) + r"-\d{5}-of-\d{5}\.gguf") if plan.gguf else None
+        folder = plan.output.parent
+        if pattern is not None and folder.is_dir():  # a model of as many files as another run made
+            names |= {entry.name for entry in folder.iterdir() if pattern.fullmatch(entry.name)}
+        places += [plan.output.with_name(name) for name in sorted(names - {plan.output.name})]
+    return [
+        place for place in places if place.is_file() or place.is_symlink() or (place.is_dir() and any(place.iterdir()))
+    ]
 
 
 # --- what it needs ---------------------------------------------------------------------------------------------------
@@ -340,7 +367,8 @@ def _demand(
 ) -> Demand:
     merged = [job for job in jobs if job.action == "merge"]
     counters, rows = 0, 0
-    blocks = max(-(-job.elements // BLOCK) + -(-job.elements // job.grain) * (job.grain > 1) for job in merged)
+    # a chunk of whole grains is longer than half a block, and its last block may be a short one
+    blocks = max(-(-(1 + (job.grain > 1)) * job.elements // BLOCK) for job in merged)
     for measure in method.measures():
         size = 8 * prod(measure.shape(len(agents)))
         counters = max(counters, size) if measure.kind == "counts" else counters
@@ -375,7 +403,7 @@ def encoded_size(jobs: Sequence[TensorJob], chunk: int) -> int:
 
 def piece_size(jobs: Sequence[TensorJob]) -> int:
     """Elements that are quantized at a time: a block, or two rows where these are longer; 0 for safetensors."""
-    rows = [2 * job.shape[-1] for job in jobs if job.target and job.shape]
+    rows = [2 * job.row for job in jobs if job.target]
     return max(BLOCK, *rows) if rows else 0
 
 

@@ -54,7 +54,7 @@ class Report:
             "method": {"name": self.plan.method.name, "parameters": self.plan.method.values()},
             "weights": dict(weights_of(self.plan.jobs)),
             "tensors": {
-                job.name: {
+                (job.target.name if job.target else job.name): {
                     "action": job.action,
                     "reason": job.reason,
                     "dtype": job.target.dtype if job.target else job.dtype,

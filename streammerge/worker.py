@@ -174,8 +174,8 @@ class Worker:
             dtype = self._models[model].tensors[job.name].dtype
             width = DTYPES[dtype].itemsize
             found = codecs.decode(dtype, raw[offset * width : (offset + count) * width], rows[model])
-            if found and task.running.position == 0:
-                self._found_non_finite(job, model, rows[model], task.start + offset, found)
+            if found:
+                self._found_non_finite(task, model, rows[model], task.start + offset, found)
         return self._block(task, offset, self._base[:count], agents, self._out[:count])
 
     def _encode(self, job: TensorJob, block: Block, base_raw: Bytes, offset: int) -> None:
@@ -205,8 +205,11 @@ class Worker:
             self._write(job, start, stop, self._packed[: (stop - start) * DTYPES[job.dtype].itemsize])
         self._release(1, job.name, start, stop)
 
-    def _found_non_finite(self, job: TensorJob, model: int, row: Floats, start: int, found: int) -> None:
-        self.outcome.non_finite_inputs += found
+    def _found_non_finite(self, task: Task, model: int, row: Floats, start: int, found: int) -> None:
+        """Any pass may meet them first; they are counted in the blend, which sees every value once."""
+        job = task.running.job
+        if task.running.passes[task.running.position] is None:
+            self.outcome.non_finite_inputs += found
         if not self._plan.recipe.allow_non_finite:
             place = int(np.flatnonzero(~np.isfinite(row))[0])
             path = self._models[model].path

@@ -280,4 +280,4 @@ def test_a_signal_stops_cleanly(tmp_path, number):
     assert child.returncode == 130
     assert "Error: interrupted; nothing was written under the final name" in errors
     assert "Traceback" not in errors
-    assert os.listdir(tmp_path / "out") == []
+    assert os.listdir(tmp_path) == ["in"]

@@ -39,7 +39,7 @@ class Encoder:
         if target.dtype == target.converted == job.dtype and not target.heads and not target.shift:
             return packed
         encoded = self._encoded[: target.nbytes(stop - start)]
-        columns = job.columns if target.block == 1 else job.shape[-1]
+        columns = job.row
         weights = self._weights.get(target.name)
         for first, last in self._pieces(job, start, stop, columns, weights):
             values = self._rows(job, packed, start, first, last)
@@ -48,7 +48,7 @@ class Encoder:
             if target.converted not in (job.dtype, "F32"):
                 self._round(job, values)
             out = encoded[target.nbytes(first - start) : target.nbytes(last - start)]
-            matrix = (target.first + first) // (columns * _rows_of_a_matrix(job))
+            matrix = (target.first + first) // job.matrix
             self._quantize(job, values, columns, None if weights is None else weights[matrix], out)
         return encoded
 
@@ -60,7 +60,7 @@ class Encoder:
         step = self._values.size // columns * columns
         if job.target.heads:
             step = self._values.size // (2 * columns) * (2 * columns)
-        matrix = columns * _rows_of_a_matrix(job) if weights is not None else job.elements
+        matrix = job.matrix if weights is not None else job.elements
         while start < stop:
             end = min(start + step, stop, (start // matrix + 1) * matrix)
             yield start, end
@@ -74,7 +74,7 @@ class Encoder:
         if not target.heads:
             self._decode(job, packed[(first - start) * width : (last - start) * width], values)
             return values
-        columns, rows = job.columns, job.shape[0]
+        columns, rows = job.row, job.shape[0]
         moved = values.reshape(-1, columns)
         for run in row_runs(first // columns, last // columns, rows, target.heads):
             begin = (run.source * columns - start) * width
@@ -120,7 +120,3 @@ class Encoder:
             f"tensor {job.name!r}: {largest:g} is too large for {kind}; choose another type for it, such as "
             f"--tensor-type '{job.target.name if job.target else job.name}=BF16'"
         )
-
-
-def _rows_of_a_matrix(job: TensorJob) -> int:
-    return job.shape[-2] if len(job.shape) > 1 else 1

@@ -3,20 +3,20 @@
 The same file comes out as from two steps: a merge written as safetensors, llama.cpp's converter, and llama-quantize.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
 import numpy as np
-from gguf import naming_convention
+from gguf import naming_convention, size_label
 from numpy.typing import NDArray
 
 from streammerge.checkpoint import Checkpoint
 from streammerge.errors import FormatError, MismatchError, RecipeError
 from streammerge.formats.contract import OutputFile, OutputTensor, TensorInfo
-from streammerge.formats.gguf import GGML_TYPES, KeyValue, layout, without_leading_ones
+from streammerge.formats.gguf import GGML_TYPES, GgufSource, KeyValue, key_value, layout, without_leading_ones
 from streammerge.gguf.imatrix import Imatrix, read_imatrix
 from streammerge.gguf.llama import ROPE_FACTORS, Llama, read_llama, rope_factors
 from streammerge.gguf.metadata import Origin, matrix_type, model_key_values, retold_key_values
@@ -31,6 +31,7 @@ from streammerge.gguf.policy import (
 )
 from streammerge.gguf.template import read_template
 from streammerge.jobs import Target, TensorJob
+from streammerge.kernels.load import load_quants
 from streammerge.recipe import GgufOptions, Recipe
 from streammerge.report import model_name
 
@@ -49,6 +50,7 @@ class GgufOutput:
     constants: Mapping[str, Floats]
     weights: Mapping[str, Floats]  # by tensor of the file: the importance of its columns, float32[matrices, columns]
     notices: tuple[str, ...]
+    read: tuple[Path, ...]  # files beside the checkpoints that were read for it
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,20 @@ class _Unquantized:
 
 
 def plan_gguf(
-    recipe: Recipe, options: GgufOptions, base: Checkpoint, agents: Sequence[Checkpoint], jobs: Sequence[TensorJob]
+    recipe: Recipe,
+    options: GgufOptions,
+    base: Checkpoint,
+    jobs: Sequence[TensorJob],
+    notify: Callable[[str], None],
 ) -> GgufOutput:
-    """Decide everything about a GGUF output. ``jobs`` say what safetensors would hold.
-
-    Raises FormatError, MismatchError, RecipeError.
+    """Decide everything about a GGUF output. ``jobs`` say what safetensors would hold; ``notify`` is told if kernels
+    have to be compiled to read a template. Raises FormatError, MismatchError, RecipeError.
     """
     file_type = None if options.quantize is None else find_file_type(options.quantize)
     imatrix = None if options.imatrix is None else read_imatrix(options.imatrix)
     stored = _stored(base, jobs)
     dtype = matrix_type(stored)
-    unquantized = _unquantized(recipe, options, base, stored, FILE_TYPES[dtype])
+    unquantized = _unquantized(recipe, options, base, stored, FILE_TYPES[dtype], notify)
     key_values = list(unquantized.key_values)
     types = {tensor.name: tensor.dtype for tensor in unquantized.tensors}
     if file_type is not None:
@@ -92,7 +97,8 @@ def plan_gguf(
         layout(outputs, key_values, recipe.max_shard_size or None, path.name if path else "model.gguf"),
         unquantized.constants,
         {} if imatrix is None else _weights(imatrix, outputs),
-        tuple(_notices(base, jobs, unquantized.tensors, imatrix)),
+        tuple(_notices(base, jobs, unquantized.tensors, types, options, imatrix)),
+        tuple(path for path in (options.gguf_template, options.imatrix) if path is not None),
     )
 
 
@@ -105,10 +111,15 @@ def _stored(base: Checkpoint, jobs: Sequence[TensorJob]) -> list[TensorInfo]:
 
 
 def _unquantized(
-    recipe: Recipe, options: GgufOptions, base: Checkpoint, stored: Sequence[TensorInfo], file_type: FileType
+    recipe: Recipe,
+    options: GgufOptions,
+    base: Checkpoint,
+    stored: Sequence[TensorInfo],
+    file_type: FileType,
+    notify: Callable[[str], None],
 ) -> _Unquantized:
     if options.gguf_template is not None:
-        return _from_template(recipe, options.gguf_template, base, file_type)
+        return _from_template(recipe, options.gguf_template, base, file_type, notify)
     if not base.path.is_dir():
         raise FormatError(f"{base.path}: is a single file; a GGUF file needs the config.json and tokenizer beside it")
     if not base.config:
@@ -130,9 +141,15 @@ def _unquantized(
     return _Unquantized(key_values, tensors, {} if factors is None else {ROPE_FACTORS: factors})
 
 
-def _from_template(recipe: Recipe, path: Path, base: Checkpoint, file_type: FileType) -> _Unquantized:
+def _from_template(
+    recipe: Recipe, path: Path, base: Checkpoint, file_type: FileType, notify: Callable[[str], None]
+) -> _Unquantized:
+    load_quants({info.dtype for info in GgufSource(path).tensors.values()}, notify)
     found = read_template(path, base, file_type.default)
     told = retold_key_values(found.key_values, name=_model_name(recipe), origins=_origins(recipe), tags=_TAGS)
+    if not any(pair.key == "general.size_label" for pair in told):  # older files do without
+        weights = sum(prod(tensor.shape) for tensor in found.tensors)
+        told.append(key_value("general.size_label", "str", size_label(weights, weights, 0, 0)))
     return _Unquantized(quantized_key_values(told, file_type), found.tensors, found.constants)
 
 
@@ -197,7 +214,7 @@ def _types(
         model_facts(unquantized.key_values),
         imatrix=None if imatrix is None else imatrix.weights.keys(),
         pure=options.pure,
-        tensor_types=dict(options.tensor_types),
+        tensor_types=options.tensor_types,
         output_tensor_type=options.output_tensor_type,
         token_embedding_type=options.token_embedding_type,
     )
@@ -236,15 +253,27 @@ def _is_float(job: TensorJob) -> bool:
 
 
 def _notices(
-    base: Checkpoint, jobs: Sequence[TensorJob], tensors: Sequence[Converted], imatrix: Imatrix | None
+    base: Checkpoint,
+    jobs: Sequence[TensorJob],
+    tensors: Sequence[Converted],
+    types: Mapping[str, str],
+    options: GgufOptions,
+    imatrix: Imatrix | None,
 ) -> Iterator[str]:
-    used = Counter(source for tensor in tensors for source in tensor.sources)
+    used = {source for tensor in tensors for source in tensor.sources}
     dropped = [job.name for job in jobs if job.name not in used]
     if dropped:
         yield f"{base.path}: left out, GGUF computes or ties them: {', '.join(dropped)}"
+    for pattern, kind in options.tensor_types:
+        if not any(re.search(pattern.lower(), name) for name in types):
+            yield f"--tensor-type {pattern}={kind} matches no tensor of the file"
     if imatrix is not None:
         made = f" (of {imatrix.dataset})" if imatrix.dataset else ""
         yield (
             f"{imatrix.path}: its importance matrix of {len(imatrix.weights)} tensors{made} is used for the merge; "
             "one made for the base will do"
         )
+        without = [name for name, kind in types.items() if GGML_TYPES[kind].block > 1 and name not in imatrix.weights]
+        if without:
+            named = ", ".join(without[:3]) + (" ..." if len(without) > 3 else "")
+            yield f"{imatrix.path}: has no entry for {len(without)} quantized tensors, which go without: {named}"

@@ -332,18 +332,18 @@ def choose_types(
     *,
     imatrix: Collection[str] | None = None,
     pure: bool = False,
-    tensor_types: Mapping[str, str] | None = None,
+    tensor_types: Iterable[tuple[str, str]] = (),
     output_tensor_type: str | None = None,
     token_embedding_type: str | None = None,
 ) -> dict[str, str]:
     """The type of every tensor, in the order of writing.
 
     ``dtype`` of each tensor is the type that an unquantized GGUF file would give it; ``imatrix`` holds the names that
-    an importance matrix has entries for; ``tensor_types`` are regular expressions (lower-cased, searched) to types,
+    an importance matrix has entries for; ``tensor_types`` are regular expressions (lower-cased, searched) and types,
     of which the first that fits counts; ``pure`` uses the default type throughout. Raises RecipeError.
     """
     ordered = sorted(tensors, key=lambda tensor: write_order(tensor.name))
-    patterns = [(_compile(text), find_tensor_type(kind)) for text, kind in (tensor_types or {}).items()]
+    patterns = [(_compile(text), find_tensor_type(kind)) for text, kind in tensor_types]
     names = [tensor.name for tensor in ordered]
     values = sum(category(name) == "value" for name in names)
     output, embedding = (kind and find_tensor_type(kind) for kind in (output_tensor_type, token_embedding_type))

@@ -1,21 +1,18 @@
 """A byte-level BPE tokenizer in GGUF: ``tokenizer.*`` from tokenizer.json, tokenizer_config.json and config.json.
 
-What is written, and in which order, follows llama.cpp's converter (``gpt2`` vocabularies). Only to recognize the
-pre-tokenizer a text has to be encoded, by the ``tokenizers`` library; nothing else of it is needed.
+What is written, and in which order, follows llama.cpp's converter (``gpt2`` vocabularies).
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from string import ascii_letters, digits
 from typing import Any
 
-from streammerge.errors import FormatError, RecipeError
+from streammerge.errors import FormatError
 from streammerge.formats.gguf import KeyValue, Value, key_value
 from streammerge.formats.safetensors import parse_json
+from streammerge.gguf.pretokenizer import check_pre_tokenizer, recognize_pre_tokenizer
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # llama.cpp's token types
 _SPACE_MARK = "\u2581"  # how sentencepiece writes a space
@@ -33,6 +30,8 @@ def tokenizer_key_values(
 
     ``pre_tokenizer`` names llama.cpp's pre-tokenizer where it is not recognized. Raises FormatError, RecipeError.
     """
+    if pre_tokenizer is not None:
+        check_pre_tokenizer(pre_tokenizer)
     tokenizer = _read(folder / "tokenizer.json")
     settings = _read_optional(folder / "tokenizer_config.json")
     _check_kind(folder, tokenizer)
@@ -164,55 +163,6 @@ def _merges(folder: Path, tokenizer: Mapping[str, Any]) -> list[str]:
         return [line for line in lines[lines[:1] == ["#version: 0.2"] :] if len(line.split()) == 2]
     space = chr(ord(" ") + 256)
     return [pair if isinstance(pair, str) else " ".join(part.replace(" ", space) for part in pair) for pair in merges]
-
-
-# --- the pre-tokenizer -----------------------------------------------------------------------------------------------
-
-
-@cache
-def _known_pre_tokenizers() -> tuple[str, Mapping[str, str]]:
-    """A text full of odd cases, and the pre-tokenizer for the hash of its ids (llama.cpp, ``conversion/base.py``)."""
-    table = json.loads(Path(__file__).with_name("pretokenizers.json").read_text(encoding="utf-8"))
-    return table["test_string"], table["hash_to_pre"]
-
-
-def recognize_pre_tokenizer(path: Path, bos: int | None = None) -> str:
-    """llama.cpp's name for the pre-tokenizer of a tokenizer.json: by the hash of the ids it gives a known text.
-
-    A finetune may have changed which special tokens are added, of which a pre-tokenizer knows nothing: the ids are
-    tried as they are, without special tokens, and with ``bos`` before them.
-    """
-    text, known = _known_pre_tokenizers()
-    as_is, plain = _encode(path, text)
-    found = [_hash(ids) for ids in (as_is, plain, *([[bos, *plain]] if bos is not None else []))]
-    name = next((known[digest] for digest in found if digest in known), None)
-    if name is None:
-        names = ", ".join(sorted(set(known.values())))
-        raise RecipeError(
-            f"{path}: its pre-tokenizer is not known (hash {found[0]}); name that of the model it was made from with "
-            f"--pre-tokenizer: {names}"
-        )
-    return name
-
-
-def _encode(path: Path, text: str) -> tuple[list[int], list[int]]:
-    """The ids of a text with the special tokens that are added by default, and without."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise RecipeError(
-            "recognizing the pre-tokenizer takes the tokenizers library: pip install 'streammerge[gguf]'; "
-            "or name it, such as --pre-tokenizer llama-bpe"
-        ) from error
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-        return tokenizer.encode(text).ids, tokenizer.encode(text, add_special_tokens=False).ids
-    except Exception as error:  # the library raises nothing narrower
-        raise FormatError(f"{path}: the tokenizers library cannot use it: {error}") from error
-
-
-def _hash(ids: list[int]) -> str:
-    return sha256(str(ids).encode()).hexdigest()
 
 
 # --- special tokens --------------------------------------------------------------------------------------------------

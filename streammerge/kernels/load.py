@@ -47,7 +47,11 @@ def _load(modules: Sequence[str], text: str, notify: Callable[[str], None]) -> N
             env={**os.environ, "STREAMMERGE_CACHE_DIR": str(CACHE.parent)},
             capture_output=True,
         )
-        if child.returncode == 0:
+        if child.returncode != 0:
+            notify(
+                "compiling failed in a process of its own; it is tried in this one, beyond the memory that was planned"
+            )
+        else:
             for stamp in stamps:
                 stamp.touch()
     for module in modules:
@@ -60,10 +64,7 @@ def _fingerprint() -> str:
     import llvmlite.binding
     import numba
 
-    package = Path(__file__).parent.parent
-    formats = Path(sys.modules["streammerge.formats"].__file__ or "").parent
-    sources = [*(package / "kernels").glob("*.py"), formats / "codecs.py", formats / "jit.py"]
-    sources += (formats / "quants").glob("*.py")
+    sources = Path(__file__).parent.glob("*.py")  # the folder is named by those of the formats
     facts = [numba.__version__, llvmlite.binding.get_host_cpu_name(), sys.version]
     facts += sorted(f"{source} {source.stat().st_mtime_ns} {source.stat().st_size}" for source in sources)
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]

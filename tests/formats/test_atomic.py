@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 
@@ -53,9 +54,75 @@ def test_overwriting_replaces_only_at_the_end(tmp_path, kind):
     with Staging(target) as staging:
         (staging.folder / "out").write_text("new")
         assert target.exists()
-        staging.finish(["out"] if kind == "file" else (), overwrite=True)
+        staging.finish(["out"] if kind == "file" else (), replaced=[target])
     assert os.listdir(tmp_path) == ["out"]
     assert (target / "out" if kind == "folder" else target).read_text() == "new"
+
+
+def parts(number, count, text=""):
+    return {f"m-{n + 1:05d}-of-{count:05d}.gguf": text for n in range(number)}
+
+
+def test_several_files_are_replaced_all_or_none(tmp_path, monkeypatch):
+    old, new = parts(3, 3, "old"), parts(3, 3, "new")
+    for name, text in old.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "m.gguf.old").write_text("somebody's")
+    rename = Path.rename
+
+    def failing(self, target):
+        if self.parent.name == "m.gguf.partial" and self.name == "m-00001-of-00003.gguf":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    def write(staging):
+        for name, text in new.items():
+            (staging.folder / name).write_text(text)
+        staging.finish(list(new), replaced=[tmp_path / name for name in old])
+
+    monkeypatch.setattr(Path, "rename", failing)
+    said = "m.gguf: cannot be put in place: Input/output error"
+    with pytest.raises(OutputError, match=said), Staging(tmp_path / "m.gguf") as staging:
+        write(staging)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {**old, "m.gguf.old": "somebody's"}
+    monkeypatch.undo()
+    with Staging(tmp_path / "m.gguf") as staging:
+        write(staging)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {**new, "m.gguf.old": "somebody's"}
+
+
+def test_what_appeared_meanwhile_is_not_written_over(tmp_path):
+    said = "out: cannot be put in place: it exists already"
+    with pytest.raises(OutputError, match=said), Staging(tmp_path / "out") as staging:
+        (staging.folder / "out").write_text("ours")
+        (tmp_path / "out").write_text("theirs")
+        staging.finish(["out"])
+    assert os.listdir(tmp_path) == ["out"] and (tmp_path / "out").read_text() == "theirs"
+
+
+def test_the_lock_holds_until_all_is_in_place(tmp_path, monkeypatch):
+    rename, refused = Path.rename, []
+
+    def second_run(self, target):
+        try:
+            with Staging(tmp_path / "out"):
+                pass
+        except OutputError as error:
+            refused.append(str(error))
+        return rename(self, target)
+
+    with Staging(tmp_path / "out") as staging:
+        (staging.folder / "out").write_text("1")
+        monkeypatch.setattr(Path, "rename", second_run)
+        staging.finish(["out"])
+    assert len(refused) == 1 and "another run is writing this output" in refused[0]
+    assert (tmp_path / "out").read_text() == "1"
+
+
+def test_an_unfinished_output_leaves_no_folders_either(tmp_path):
+    with pytest.raises(KeyboardInterrupt), Staging(tmp_path / "a" / "b" / "out"):
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
 
 
 def test_two_runs_cannot_write_the_same_output(tmp_path):

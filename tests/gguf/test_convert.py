@@ -1,14 +1,13 @@
 """Names, types, hyperparameters, tokenizers: compared with what llama.cpp's converter made of the same checkpoints."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 
 from streammerge.checkpoint import open_checkpoint
 from streammerge.errors import FormatError, MismatchError, RecipeError
-from streammerge.gguf import tokenizer
+from streammerge.gguf import pretokenizer, tokenizer
 from streammerge.gguf.llama import read_llama, rope_factors
 from streammerge.gguf.metadata import Origin, general_key_values, matrix_type, model_key_values
 from streammerge.gguf.names import Heads, Names, row_runs, source_row, unquantized_type
@@ -163,28 +162,30 @@ def test_a_pre_tokenizer_is_recognized_by_the_ids_of_a_text(tmp_path, monkeypatc
     with pytest.raises(
         RecipeError, match=r"its pre-tokenizer is not known \(hash [0-9a-f]{64}\).*--pre-tokenizer: .*gpt-2"
     ) as caught:
-        tokenizer.recognize_pre_tokenizer(path)
+        pretokenizer.recognize_pre_tokenizer(path)
     found = str(caught.value).partition("hash ")[2][:64]
-    text, _ = tokenizer._known_pre_tokenizers()
-    monkeypatch.setattr(tokenizer, "_known_pre_tokenizers", lambda: (text, {found: "smollm"}))
-    assert tokenizer.recognize_pre_tokenizer(path) == "smollm"
+    text, _ = pretokenizer.known_pre_tokenizers()
+    monkeypatch.setattr(pretokenizer, "known_pre_tokenizers", lambda: (text, {found: "smollm"}))
+    assert pretokenizer.recognize_pre_tokenizer(path) == "smollm"
 
 
 def test_a_finetune_that_adds_other_special_tokens_has_the_same_pre_tokenizer(tmp_path, monkeypatch):
     """llama3's template puts <s> before a text, plain's nothing: each is known by the hash of the other."""
     library = pytest.importorskip("tokenizers", reason="the tokenizers library is not installed")
     path = write_checkpoint(tmp_path, "llama3") / "tokenizer.json"
-    text, _ = tokenizer._known_pre_tokenizers()
+    text, _ = pretokenizer.known_pre_tokenizers()
     plain = library.Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).ids
     for ids, bos in ((plain, None), ([7, *plain], 7)):
-        monkeypatch.setattr(tokenizer, "_known_pre_tokenizers", lambda ids=ids: (text, {tokenizer._hash(ids): "it"}))
-        assert tokenizer.recognize_pre_tokenizer(path, bos) == "it"
+        monkeypatch.setattr(
+            pretokenizer, "known_pre_tokenizers", lambda ids=ids: (text, {pretokenizer.hash_ids(ids): "it"})
+        )
+        assert pretokenizer.recognize_pre_tokenizer(path, bos) == "it"
     with pytest.raises(RecipeError, match="is not known"):
-        tokenizer.recognize_pre_tokenizer(path, 8)
+        pretokenizer.recognize_pre_tokenizer(path, 8)
 
 
 def test_the_table_of_pre_tokenizers_is_whole():
-    text, known = tokenizer._known_pre_tokenizers()
+    text, known = pretokenizer.known_pre_tokenizers()
     assert len(known) == 95
     assert {"llama-bpe", "smollm", "qwen2", "gpt-2", "tekken"} <= set(known.values())
     assert all(len(key) == 64 for key in known)
@@ -193,10 +194,20 @@ def test_the_table_of_pre_tokenizers_is_whole():
 
 def test_without_the_tokenizers_library_the_pre_tokenizer_must_be_named(tmp_path, monkeypatch):
     path = write_checkpoint(tmp_path, "plain")
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    (tmp_path / "tokenizers.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(RecipeError, match=r"pip install 'streammerge\[gguf\]'.*--pre-tokenizer"):
         tokenizer.tokenizer_key_values(path, {}, 37)
     assert tokenizer.tokenizer_key_values(path, {}, 37, "llama-bpe")
+    with pytest.raises(RecipeError, match="--pre-tokenizer 'no-such' is not known; known are default, .*llama-bpe"):
+        tokenizer.tokenizer_key_values(path, {}, 37, "no-such")
+
+
+def test_what_the_tokenizers_library_cannot_use_is_named(tmp_path):
+    pytest.importorskip("tokenizers", reason="the tokenizers library is not installed")
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE"}}')
+.*Missing vocab"):
+        pretokenizer.recognize_pre_tokenizer(tmp_path / "tokenizer.json")
 
 
 @pytest.mark.parametrize(

@@ -186,10 +186,58 @@ def test_split_files_are_not_overwritten_unasked(models, tmp_path):
     options = {"quantize": "Q8_0", "max_shard_size": "2MB", **PRE}
     streammerge.merge(*models, tmp_path / "s.gguf", **options)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("s-*")}
-    with pytest.raises(OutputError, match=r"s-00001-of-\d+\.gguf: exists already"):
+    with pytest.raises(OutputError, match=r"s-00001-of-\d+\.gguf \(and \d+ more\): exists already"):
         streammerge.merge(*models, tmp_path / "s.gguf", **options)
     streammerge.merge(*models, tmp_path / "s.gguf", overwrite=True, **options)
     assert {path.name: path.read_bytes() for path in tmp_path.glob("s-*")} == before
+
+
+def test_what_is_overwritten_goes_all_at_once(models, tmp_path):
+    """A single file takes the place of split ones, and of as many as there were."""
+    streammerge.merge(*models, tmp_path / "s.gguf", quantize="Q8_0", max_shard_size="2MB", **PRE)
+    with pytest.raises(OutputError, match="exists already"):
+        streammerge.merge(*models, tmp_path / "s.gguf", quantize="Q8_0", **PRE)
+    streammerge.merge(*models, tmp_path / "s.gguf", quantize="Q8_0", overwrite=True, **PRE)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.gguf"]
+    report = streammerge.merge(
+        *models, tmp_path / "s.gguf", quantize="Q8_0", max_shard_size="4MB", overwrite=True, **PRE
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == report.to_dict()["files"]
+
+
+@pytest.mark.parametrize("option", ["imatrix", "gguf_template"])
+def test_what_is_read_is_not_written_over(models, tmp_path, option):
+    template = to_gguf(models, tmp_path, quantize="Q8_0")
+    imatrix = write_dat(tmp_path / "imatrix.gguf", importance())
+    path = {"imatrix": imatrix, "gguf_template": template}[option]
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match=f"would be written over .*{path.name}, which is read"):
+        streammerge.merge(*models, path, quantize="Q4_K_M", overwrite=True, **{option: path}, **PRE)
+    assert path.read_bytes() == before
+
+
+def test_notices_say_what_has_no_effect(models, tmp_path):
+    weights = importance()
+    del weights["blk.1.ffn_up.weight"]
+    imatrix = write_dat(tmp_path / "imatrix.dat", weights)
+    planned = streammerge.plan(
+        *models, tmp_path / "o.gguf", quantize="Q4_K_M", imatrix=imatrix, tensor_types=["nothing=Q8_0"], **PRE
+    )
+    assert any(notice == "--tensor-type nothing=Q8_0 matches no tensor of the file" for notice in planned.notices)
+    assert any("no entry for 3 quantized tensors" in n and "blk.1.ffn_up.weight" in n for n in planned.notices)
+
+
+def test_the_first_type_that_matches_counts(models, tmp_path):
+    options = {"tensor_types": ["ffn_down=Q8_0", "ffn_down=Q5_K"]}
+    types = GgufSource(to_gguf(models, tmp_path, quantize="Q4_K_M", **options)).tensors
+    assert types["blk.0.ffn_down.weight"].dtype == "Q8_0"
+
+
+def test_options_that_only_gguf_has_do_not_make_it_gguf(models, tmp_path):
+    with pytest.raises(RecipeError, match="--intermediate is for GGUF; add --quantize TYPE, or name the output .gguf"):
+        streammerge.merge(*models, tmp_path / "out", intermediate="bf16")
+    streammerge.merge(*models, tmp_path / "out.GGUF", **PRE)
+    assert (tmp_path / "out.GGUF").is_file()
 
 
 def test_without_quantize_the_file_has_the_types_of_the_base(models, merged, tmp_path):

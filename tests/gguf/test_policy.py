@@ -73,7 +73,7 @@ def chosen(shape, file_type, option):
         model_facts(SHAPES[shape].key_values()),
         imatrix={t.name for t in tensors} if options.get("imatrix") else None,
         pure=options.get("pure", False),
-        tensor_types=options.get("tensor_types"),
+        tensor_types=options.get("tensor_types", {}).items(),
         output_tensor_type=options.get("output"),
         token_embedding_type=options.get("embedding"),
     )
@@ -159,9 +159,9 @@ def test_wrong_options_are_refused():
     with pytest.raises(RecipeError, match=r"'output.weight': rows of 40 are not whole Q6_K blocks of 256.*such as F16"):
         choose_types(tensors, FILE_TYPES["Q8_0"], facts, output_tensor_type="Q6_K")
     with pytest.raises(RecipeError, match="not a regular expression"):
-        choose_types(tensors, FILE_TYPES["Q8_0"], facts, tensor_types={"(": "F16"})
+        choose_types(tensors, FILE_TYPES["Q8_0"], facts, tensor_types=[("(", "F16")])
     with pytest.raises(RecipeError, match="unknown tensor type 'Q77'"):
-        choose_types(tensors, FILE_TYPES["Q8_0"], facts, tensor_types={"attn": "Q77"})
+        choose_types(tensors, FILE_TYPES["Q8_0"], facts, tensor_types=[("attn", "Q77")])
     with pytest.raises(RecipeError, match=r"llama.block_count is missing"):
         model_facts(
             [key_value("general.architecture", "str", "llama"), key_value("llama.attention.head_count", "u32", 4)]

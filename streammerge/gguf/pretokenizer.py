@@ -1,0 +1,92 @@
+"""Which of llama.cpp's pre-tokenizers a tokenizer.json has: by the hash of the ids that it gives a known text.
+
+The ``tokenizers`` library does the encoding, in a process of its own that ends: a large vocabulary takes some 200 MB
+there, more than most merges. ``python -m streammerge.gguf.pretokenizer FILE`` is that process.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from streammerge.errors import FormatError, RecipeError
+
+_MISSING = 3  # exit code of a child without the library
+
+
+@cache
+def known_pre_tokenizers() -> tuple[str, Mapping[str, str]]:
+    """A text full of odd cases, and the pre-tokenizer for the hash of its ids (llama.cpp, ``conversion/base.py``)."""
+    table = json.loads(Path(__file__).with_name("pretokenizers.json").read_text(encoding="utf-8"))
+    return table["test_string"], table["hash_to_pre"]
+
+
+def check_pre_tokenizer(name: str) -> None:
+    """Raise RecipeError if llama.cpp knows no pre-tokenizer of this name."""
+    known = set(known_pre_tokenizers()[1].values())
+    if name not in known | {"default"}:
+        raise RecipeError(f"--pre-tokenizer {name!r} is not known; known are default, {', '.join(sorted(known))}")
+
+
+def recognize_pre_tokenizer(path: Path, bos: int | None = None) -> str:
+    """llama.cpp's name for the pre-tokenizer of a tokenizer.json. Raises FormatError, RecipeError.
+
+    A finetune may have changed which special tokens are added, of which a pre-tokenizer knows nothing: the ids are
+    tried as they are, without special tokens, and with ``bos`` before them.
+    """
+    _, known = known_pre_tokenizers()
+    as_is, plain = _encode_in_child(path)
+    found = [hash_ids(ids) for ids in (as_is, plain, *([[bos, *plain]] if bos is not None else []))]
+    name = next((known[digest] for digest in found if digest in known), None)
+    if name is None:
+        names = ", ".join(sorted(set(known.values())))
+        raise RecipeError(
+            f"{path}: its pre-tokenizer is not known (hash {found[0]}); name that of the model it was made from with "
+            f"--pre-tokenizer: {names}"
+        )
+    return name
+
+
+def hash_ids(ids: list[int]) -> str:
+    """llama.cpp's hash of token ids."""
+    return sha256(str(ids).encode()).hexdigest()
+
+
+def _encode_in_child(path: Path) -> tuple[list[int], list[int]]:
+    """The ids of the text with the special tokens that are added by default, and without."""
+    command = [sys.executable, "-m", "streammerge.gguf.pretokenizer", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
+    if done.returncode == _MISSING:
+        raise RecipeError(
+            "recognizing the pre-tokenizer takes the tokenizers library: pip install 'streammerge[gguf]'; "
+            "or name it, such as --pre-tokenizer llama-bpe"
+        )
+    if done.returncode != 0:
+        reason = (done.stderr.strip() or f"it ended with {done.returncode}").splitlines()[-1]
+        raise FormatError(f"{path}: the tokenizers library cannot use it: {reason}")
+    as_is, plain = json.loads(done.stdout)
+    return as_is, plain
+
+
+def main(path: str) -> int:
+    """Print the ids as JSON. Returns the exit code."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        return _MISSING
+    text, _ = known_pre_tokenizers()
+    try:
+        tokenizer = Tokenizer.from_file(path)
+        ids = [tokenizer.encode(text).ids, tokenizer.encode(text, add_special_tokens=False).ids]
+    except BaseException as error:  # the library raises nothing narrower, and panics
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 1
+    print(json.dumps(ids))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
