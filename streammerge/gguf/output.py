@@ -167,7 +167,7 @@ def _model_name(recipe: Recipe) -> str | None:
     """What the model is called: as its file without the type, or as the folder that it lies in."""
     if recipe.output is None:
         return None
-    if recipe.output.suffix != ".gguf":
+    if recipe.output.suffix.lower() != ".gguf":
         return recipe.output.absolute().name
     ending = _named_type(recipe.output)
     return recipe.output.stem if ending is None else recipe.output.stem[: -len(ending) - 1]
@@ -190,7 +190,7 @@ def _check_name(recipe: Recipe, file_type: FileType) -> None:
 
 def _path(recipe: Recipe, file_type: FileType, key_values: Sequence[KeyValue]) -> Path | None:
     """The file to write; in a folder it is named as llama.cpp's convention says."""
-    if recipe.output is None or recipe.output.suffix == ".gguf":
+    if recipe.output is None or recipe.output.suffix.lower() == ".gguf":
         return recipe.output
     said = {pair.key: pair.value for pair in key_values if pair.key.startswith("general.")}
     name = naming_convention(

@@ -206,7 +206,7 @@ def test_without_the_tokenizers_library_the_pre_tokenizer_must_be_named(tmp_path
 def test_what_the_tokenizers_library_cannot_use_is_named(tmp_path):
     pytest.importorskip("tokenizers", reason="the tokenizers library is not installed")
     (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE"}}')
-.*Missing vocab"):
+    with pytest.raises(FormatError, match=r"tokenizer\.json: the tokenizers library cannot use it: .*Missing vocab"):
         pretokenizer.recognize_pre_tokenizer(tmp_path / "tokenizer.json")
 
 

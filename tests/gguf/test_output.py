@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from itertools import count
 
 import ml_dtypes
@@ -207,7 +208,8 @@ def test_what_is_overwritten_goes_all_at_once(models, tmp_path):
 
 @pytest.mark.parametrize("option", ["imatrix", "gguf_template"])
 def test_what_is_read_is_not_written_over(models, tmp_path, option):
-    template = to_gguf(models, tmp_path, quantize="Q8_0")
+    same = shutil.copytree(models[0], tmp_path / "same")
+    template = to_gguf((models[0], [same]), tmp_path, quantize="Q8_0")
     imatrix = write_dat(tmp_path / "imatrix.gguf", importance())
     path = {"imatrix": imatrix, "gguf_template": template}[option]
     before = path.read_bytes()
