@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
+from string import ascii_lowercase
 
 import numpy as np
 import pytest
@@ -78,6 +80,26 @@ def test_gguf_is_within_its_budget(wide, tmp_path, kind, io):
     check_promise(report, peak)
     ends = [path.read_bytes()[-10_000_000:] for path in (output, tmp_path / "least.gguf")]
     assert ends[0] == ends[1]
+
+
+def test_a_vocabulary_as_large_as_llama_3s_fits_as_well(tmp_path):
+    """128,000 tokens and twice as many merges: the metadata takes more than the merge."""
+    shape = Shape(layers=1, hidden=256, intermediate=256, heads=8, kv_heads=8, vocab=128_256, tied=True)
+    base = make_base(tmp_path / "base", shape)
+    agents = [make_agent(tmp_path / f"a{i}", base, index=i) for i in range(3)]
+    content = tokenizer(("<s>", "</s>"))
+    vocab, merges = content["model"]["vocab"], []
+    for word in map("".join, product(ascii_lowercase, repeat=4)):
+        for part in (word[:2], word[:3], word):
+            if len(vocab) < 128_000 and part not in vocab:
+                vocab[part] = len(vocab)
+                merges += [[part[:-1], part[-1]], [part[0], part[1:]]]
+    content["model"]["merges"] = [pair for pair in merges if set(pair) <= vocab.keys()]
+    assert len(vocab) == 128_000 and len(content["model"]["merges"]) > 150_000
+    (base / "tokenizer.json").write_text(json.dumps(content))
+    options = ["--quantize", "Q4_K_M", "--pre-tokenizer", "llama-bpe"]
+    report, peak = merge_in_child(base, *agents, "-o", tmp_path / "o.gguf", "--max-ram", "400M", *options)
+    check_promise(report, peak)
 
 
 def with_tokenizer(base):
