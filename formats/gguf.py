@@ -113,7 +113,7 @@ def key_value(key: str, kind: str, value: Value) -> KeyValue:
     try:
         return KeyValue(key, kind, _pack_value(kind, value))
     except (struct.error, TypeError, AttributeError) as error:
-        raise OutputError(f"metadata {key!r}: {value!r:.80} is no value of kind {kind}: {error}") from error
+        raise OutputError(f"metadata {key!r:.80}: {value!r:.80} is no value of kind {kind}: {error}") from error
 
 
 def _pack_value(kind: str, value: Value) -> bytes:
@@ -250,7 +250,7 @@ def _parse(cursor: _Cursor) -> Header:
     for _ in range(pairs):
         pair = _read_key_value(cursor)
         if pair.key in key_values:
-            raise cursor.wrong(f"key {pair.key!r} stands twice")
+            raise cursor.wrong(f"key {pair.key!r:.80} stands twice")
         key_values[pair.key] = pair
     alignment = _alignment(cursor, key_values)
     entries = [_read_tensor(cursor) for _ in range(count)]
@@ -286,7 +286,7 @@ def _read_key_value(cursor: _Cursor) -> KeyValue:
 
 def _kind(cursor: _Cursor, key: str, number: int) -> str:
     if number >= len(KINDS) or number == _ARRAY:
-        raise cursor.wrong(f"key {key!r} has a value of type {number}, which is not known")
+        raise cursor.wrong(f"key {key!r:.80} has a value of type {number}, which is not known")
     return KINDS[number]
 
 
@@ -314,14 +314,16 @@ def _read_tensor(cursor: _Cursor) -> tuple[str, str, tuple[int, ...], int]:
     if not name or len(name.encode("utf-8", "surrogateescape")) > MAX_NAME:
         raise cursor.wrong(f"tensor name {name!r:.100} is empty or longer than {MAX_NAME} bytes")
     if not 1 <= dimensions <= MAX_DIMENSIONS:
-        raise cursor.wrong(f"tensor {name!r} has {dimensions} dimensions, wanted 1 to {MAX_DIMENSIONS}")
+        raise cursor.wrong(f"tensor {name!r:.80} has {dimensions} dimensions, wanted 1 to {MAX_DIMENSIONS}")
     shape = tuple(cursor.number(8) for _ in range(dimensions))[::-1]
     number, offset = cursor.number(4), cursor.number(8)
     if number not in _BY_NUMBER:
-        raise cursor.wrong(f"tensor {name!r} is of type {number}, which is not known; a newer gguf package may know it")
+        raise cursor.wrong(
+            f"tensor {name!r:.80} is of type {number}, which is not known; a newer gguf package may know it"
+        )
     kind = _BY_NUMBER[number]
     if shape[-1] % kind.block:
-        raise cursor.wrong(f"tensor {name!r}: rows of {shape[-1]} elements are not whole {kind.name} blocks")
+        raise cursor.wrong(f"tensor {name!r:.80}: rows of {shape[-1]} elements are not whole {kind.name} blocks")
     return name, kind.name, shape, offset
 
 
@@ -333,10 +335,10 @@ def _placed(
     position = end = data_start
     for name, kind, shape, offset in entries:
         if name in seen:
-            raise cursor.wrong(f"tensor {name!r} stands twice")
+            raise cursor.wrong(f"tensor {name!r:.80} stands twice")
         seen.add(name)
         if data_start + offset != position:
-            raise cursor.wrong(f"tensor {name!r} is at byte {offset} of the data, wanted {position - data_start}")
+            raise cursor.wrong(f"tensor {name!r:.80} is at byte {offset} of the data, wanted {position - data_start}")
         info = GgufTensor(name, kind, shape, cursor.path, position)
         end = position + info.nbytes
         position = _pad(end, alignment)

@@ -56,6 +56,8 @@ def recipe_of(
 ) -> Recipe:
     """A recipe from plain values: paths and sizes may be texts. Raises RecipeError."""
     fields: dict[str, Any] = dict(options)
+    if output is not None and not str(output):
+        raise RecipeError("the output's name is empty; -o takes a folder, or a file that ends in .safetensors or .gguf")
     for size in ("max_ram", "max_shard_size"):
         if isinstance(fields.get(size), str):
             fields[size] = parse_size(fields[size])

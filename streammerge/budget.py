@@ -4,9 +4,11 @@
     per_worker(chunk) = chunk x (input bytes of base and agents + output bytes)
                         + BLOCK x 4 x (agents + 2) + counters + 512 KiB
 
-``reserved`` is measured before any data is touched (interpreter, Numba, compiled kernels, headers); all the
-rest is arithmetic on the plan. Nothing depends on the size of the model or of its largest tensor, except
-8 bytes for each block of 65,536 elements where a method adds up floating-point sums.
+``reserved`` is measured before any data is touched (interpreter, Numba, compiled kernels, headers, GGUF metadata); all
+the rest is arithmetic on the plan. A GGUF output adds its bytes to those of a chunk and two pieces of BLOCK elements
+(or two rows) to a worker; its chunks are whole rows or heads, which a model's width sets. Nothing depends on the
+size of the model or of its largest tensor, except 8 bytes for each block of 65,536 elements where a method adds up
+floating-point sums.
 """
 
 import re
@@ -67,7 +69,7 @@ class Demand:
     inputs: int  # for each element: base and agents together
     output: int  # for each element
     floats: int  # for each element of a block: base, agents and result in float32
-    worker: int  # for each worker: counters of the measure passes
+    worker: int  # for each worker: counters of the measure passes, ends of windows, pieces that are quantized
     tensor: int  # for each tensor in flight, one more than workers: its sums and counters
     grain: int = 1  # elements that must stay together in a chunk
 

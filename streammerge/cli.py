@@ -54,7 +54,7 @@ def recipe_options(command: F) -> F:
                    help="Tensors to copy from the base; may be repeated."),
             option("--only", multiple=True, metavar="REGEX",
                    help="Merge these tensors only, copy all others; may be repeated."),
-            option("--quantize", metavar="TYPE", help="Write GGUF of this type, such as Q4_K_M or Q8_0."),
+            option("--quantize", metavar="TYPE", help="Write GGUF of this type, such as Q4_K_M or Q8_0; docs/gguf.md lists them."),
             option("--imatrix", metavar="FILE", help="Importance matrix of llama-imatrix, GGUF or .dat."),
             option("--tensor-type", "tensor_types", multiple=True, metavar="REGEX=TYPE",
                    help="Type of the GGUF tensors that match; may be repeated."),
@@ -94,7 +94,7 @@ def cli() -> None:
 @recipe_options
 @option("-q", "--quiet", is_flag=True, help="No progress and no summary; errors only.")
 def merge(quiet: bool, as_json: bool, **options: Any) -> None:
-    """Merge BASE and AGENTs, checkpoints in safetensors, into OUT.
+    """Merge BASE and AGENTs, checkpoints in safetensors, into OUT: safetensors, or GGUF (a name in .gguf, --quantize).
 
     Every tensor of the base is in the output, merged or copied. Nothing stands under the name OUT before it is whole.
     """
@@ -113,14 +113,15 @@ def merge(quiet: bool, as_json: bool, **options: Any) -> None:
 
 @cli.command()
 @recipe_options
-def plan(as_json: bool, **options: Any) -> None:
-    """Show what a merge would do: tensors, memory, disk. Reads headers only."""
+@option("-q", "--quiet", is_flag=True, help="No notices.")
+def plan(quiet: bool, as_json: bool, **options: Any) -> None:
+    """Show what a merge would do: tensors, memory, disk. Reads headers only (and some rows, to match a GGUF template)."""
     from .api import plan_recipe
     from .events import Notice
     from .plantext import plan_text
 
     def say(event: object) -> None:
-        if isinstance(event, Notice):
+        if isinstance(event, Notice) and not quiet:
             click.echo(event.text, err=True)
 
     planned = plan_recipe(_recipe(**options), say)
@@ -178,7 +179,13 @@ def _stop_on_signals() -> threading.Event:
 def main() -> None:
     """Run the command line; every error of ours is one line and an exit code."""
     try:
-        cli(prog_name="streammerge")
+        cli(prog_name="streammerge", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Error: interrupted; nothing was written under the final name", err=True)
+        sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
     except MemoryError:

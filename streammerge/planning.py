@@ -167,7 +167,7 @@ def make_plan(
     threads = recipe.threads or _processors()
     memory = budget.fit(
         _demand(method, base, agents, jobs, mapped=io == "mmap"),
-        allowed=recipe.max_ram or budget.default_allowed(),
+        allowed=budget.default_allowed() if recipe.max_ram is None else recipe.max_ram,
         reserved=budget.peak() if reserved is None else reserved,
         threads=threads,
     )
@@ -209,7 +209,7 @@ def _plan_jobs(
 ) -> tuple[tuple[TensorJob, ...], tuple[str, ...]]:
     selection = _Selection(recipe, base)
     jobs = tuple(_job(recipe, base, agents, info, selection) for info in base.tensors.values())
-    notices = [_check_extra(base, agent, selection) for agent in agents]
+    notices = [*selection.without_effect, *(_check_extra(base, agent, selection) for agent in agents)]
     _check_something_is_merged(jobs)
     return jobs, tuple(notice for notice in notices if notice)
 
@@ -225,10 +225,14 @@ class _Selection:
     def __init__(self, recipe: Recipe, base: Checkpoint) -> None:
         self._exclude = [compile_pattern(pattern) for pattern in recipe.exclude]
         self._only = [compile_pattern(pattern) for pattern in recipe.only]
+        self.without_effect: list[str] = []
         for option, patterns in (("--exclude", self._exclude), ("--only", self._only)):
             for pattern in patterns:
-                if option == "--only" and not any(pattern.search(name) for name in base.tensors):
+                if any(pattern.search(name) for name in base.tensors):
+                    continue
+                if option == "--only":
                     raise RecipeError(f"{option} {pattern.pattern!r} matches no tensor of {base.path}")
+                self.without_effect.append(f"{option} {pattern.pattern!r} matches no tensor of {base.path}")
 
     def reason(self, name: str) -> str | None:
         """Why a tensor is not merged, or None if it is."""
@@ -274,7 +278,8 @@ def _check_same(recipe: Recipe, base: Checkpoint, agent: Checkpoint, info: Tenso
     if found.dtype != info.dtype and not (recipe.mixed_dtypes and DTYPES[found.dtype].floating):
         raise MismatchError(
             f"{agent.path}: tensor {info.name!r} is {found.dtype}, in the base {base.path} it is {info.dtype}; "
-            "rounding to another type looks like a change of every weight. If you know better: --mixed-dtypes"
+            "rounding to another type looks like a change of every weight"
+            + ("" if recipe.mixed_dtypes else ". If you know better: --mixed-dtypes")
         )
 
 

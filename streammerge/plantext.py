@@ -30,7 +30,8 @@ def plan_text(plan: Plan) -> str:
     lines += [f"note     {notice}" for notice in plan.notices]
     lines.append("tensors")
     if plan.gguf is not None:
-        return "\n".join([*lines, *map(_gguf_line, plan.jobs)])
+        computed = [f"  new   F32 to F32    {name}: computed" for name in plan.gguf.constants]
+        return "\n".join([*lines, *computed, *map(_gguf_line, plan.jobs)])
     for (action, source, dtype, reason), group in groupby(plan.jobs, key=_kind):
         jobs = list(group)
         names = jobs[0].name if len(jobs) == 1 else f"{jobs[0].name} ... {jobs[-1].name} ({len(jobs)})"

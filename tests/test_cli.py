@@ -72,7 +72,7 @@ def test_a_plan_reads_headers_and_says_what_will_be(tiny):
         (["BASE", "A0", "A0", "-o", "OUT"], 1, "Error: agent 2, .* is the same model as agent 1"),
         (["plan"], 2, "Missing argument"),
         (["methods", "rum"], 2, "Error: unknown method 'rum'; known are"),
-        (["absent.yml", "-o", "OUT"], 2, "Error: absent.yml: cannot be read as YAML"),
+        (["absent.yml", "-o", "OUT"], 2, "Error: absent.yml: cannot be read: No such file"),
         (["absent.yml", "A0", "-o", "OUT"], 2, "Error: absent.yml: a recipe names its models itself"),
     ],
 )

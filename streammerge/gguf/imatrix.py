@@ -85,8 +85,10 @@ def read_imatrix(path: Path) -> Imatrix:
     if not found.weights:
         raise FormatError(f"{path}: holds no entries; is it an importance matrix?")
     for name, values in found.weights.items():
-        if not np.isfinite(values).all():
-            raise FormatError(f"{path}: the values of {name!r} are not all finite; make the importance matrix again")
+        if not np.isfinite(values).all() or (values < 0).any():
+            raise FormatError(
+                f"{path}: the values of {name!r:.80} are not all finite and positive; make the importance matrix again"
+            )
     return found
 
 
@@ -110,6 +112,10 @@ def _averages(source: GgufSource, path: Path, name: str) -> NDArray[np.float32]:
     sums, counts = (_floats(source, path, name + ending) for ending in (_SUMS, _COUNTS))
     if sums.size % counts.size:
         raise FormatError(f"{path}: {name!r} has {sums.size} sums, which are not {counts.size} matrices")
+    if not np.isfinite(counts).all() or (counts < 0).any() or (counts > 1e15).any():
+        raise FormatError(
+            f"{path}: the counts of {name!r:.80} are not numbers of calls; make the importance matrix again"
+        )
     rows, calls = sums.reshape(counts.size, -1), _round(counts)[:, None]
     divided = np.divide(rows, calls.astype(np.float32), out=np.ones_like(rows), where=calls > 0)
     return divided.ravel()

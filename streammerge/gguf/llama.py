@@ -4,14 +4,15 @@ What is written, and in which order, follows llama.cpp's converter; what config.
 transformers' configuration classes.
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streammerge.errors import FormatError
+from streammerge.errors import FormatError, MismatchError
 from streammerge.formats.contract import TensorInfo
 from streammerge.formats.gguf import KeyValue, Value, key_value
 from streammerge.gguf.names import Converted, Heads, Names, convert_names
@@ -22,6 +23,7 @@ _CLASSES = ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM")
 # Defaults of transformers' LlamaConfig and MistralConfig: key and value heads, context, epsilon.
 _KV_HEADS, _CONTEXT = {"mistral": 8}, {"mistral": 131072}
 _DEFAULT_CONTEXT, _DEFAULT_EPSILON, _DEFAULT_THETA = 2048, 1e-6, 10000.0
+_FLOAT32_MAX = 3.4e38
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,36 @@ class Llama:
 
         There is a head only if the checkpoint stores one: llama.cpp takes the embedding otherwise.
         """
-        computed = []
+        computed, listed = [], list(stored)
+        self._check_shapes(listed)
         if (factors := rope_factors(self)) is not None:
             computed.append(Converted(ROPE_FACTORS, factors.shape, "F32", ()))
-        return [*computed, *convert_names(stored, Names(ARCHITECTURE, self.layers), self.permuted, dtype)]
+        return [*computed, *convert_names(listed, Names(ARCHITECTURE, self.layers), self.permuted, dtype)]
+
+    def _check_shapes(self, stored: Sequence[TensorInfo]) -> None:
+        """What config.json says must be what the tensors are: llama.cpp would not load the file."""
+        queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
+        said = {
+            "embed_tokens.weight": (self.vocabulary, self.hidden),
+            "lm_head.weight": (self.vocabulary, self.hidden),
+            "self_attn.q_proj.weight": (queries, self.hidden),
+            "self_attn.k_proj.weight": (keys, self.hidden),
+            "self_attn.v_proj.weight": (keys, self.hidden),
+            "mlp.gate_proj.weight": (self.feed_forward, self.hidden),
+        }
+        layers = 0
+        for info in stored:
+            wanted = next((shape for ending, shape in said.items() if info.name.endswith(ending)), info.shape)
+            if info.shape != wanted:
+                raise MismatchError(
+                    f"{info.file}: tensor {info.name!r} has shape {list(info.shape)}, but by config.json it would be "
+                    f"{list(wanted)}; correct vocab_size, hidden_size, intermediate_size, head_dim or the numbers of "
+                    "heads there"
+                )
+            found = re.search(r"\.layers\.(\d+)\.", info.name)
+            layers = max(layers, int(found[1]) + 1 if found else 0)
+        if layers != self.layers:
+            raise MismatchError(f"config.json: num_hidden_layers is {self.layers}, but the weights have {layers}")
 
     @property
     def permuted(self) -> Heads:
@@ -83,13 +111,12 @@ def read_llama(config: Mapping[str, Any]) -> Llama:
         value = config.get(name)
         if value is None:
             value = default
-        if type(value) is not int or value < 1:
-            raise FormatError(f"config.json: {name} is {value!r}, wanted a positive number")
+        if type(value) is not int or not 1 <= value < 2**31:
+            raise FormatError(f"config.json: {name} is {value!r:.80}, wanted a positive number")
         return value
 
     kind = str(config.get("model_type", "llama"))
     heads, hidden = number("num_attention_heads"), number("hidden_size")
-    epsilon = config.get("rms_norm_eps")
     return Llama(
         number("num_hidden_layers"),
         hidden,
@@ -98,14 +125,15 @@ def read_llama(config: Mapping[str, Any]) -> Llama:
         number("num_key_value_heads", _KV_HEADS.get(kind, heads)),
         number("head_dim", hidden // heads),
         number("max_position_embeddings", _CONTEXT.get(kind, _DEFAULT_CONTEXT)),
-        _DEFAULT_EPSILON if epsilon is None else float(epsilon),
+        _real("rms_norm_eps", config.get("rms_norm_eps"), _DEFAULT_EPSILON),
         number("vocab_size", 32000),
         _rope(config),
     )
 
 
 def _check_family(config: Mapping[str, Any]) -> None:
-    found = (config.get("architectures") or ["none"])[0]
+    listed = config.get("architectures") or ["none"]
+    found = listed[0] if isinstance(listed, list) else listed
     if found not in _CLASSES:
         raise FormatError(
             f"config.json: the architecture {found} is not built in for GGUF ({', '.join(_CLASSES)} are); give a GGUF "
@@ -113,12 +141,32 @@ def _check_family(config: Mapping[str, Any]) -> None:
         )
 
 
+_NUMBERS = (
+    "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+    "extrapolation_factor", "attention_factor", "attn_factor", "beta_fast", "beta_slow",
+)  # fmt: skip
+
+
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     """Both spellings, ``rope_parameters`` and ``rope_scaling`` beside ``rope_theta``, as the first."""
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(found, dict):
+        raise FormatError(f"config.json: rope scaling is {found!r:.80}, wanted an object")
+    rope = dict(found)
     rope.setdefault("rope_theta", config.get("rope_theta") or _DEFAULT_THETA)
     rope["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
+    for name in _NUMBERS:
+        if rope.get(name) is not None:
+            _real(name, rope[name], 1.0)
     return rope
+
+
+def _real(name: str, value: object, default: float) -> float:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _FLOAT32_MAX:
+        raise FormatError(f"config.json: {name} is {value!r:.80}, wanted a positive number")
+    return float(value)
 
 
 _YARN = (
@@ -164,6 +212,8 @@ def rope_factors(model: Llama) -> NDArray[np.float32] | None:
     one, factor = np.float32(1), np.float32(rope.get("factor", 8.0))
     low, high = float(rope.get("low_freq_factor", 1.0)), float(rope.get("high_freq_factor", 4.0))
     original = float(rope.get("original_max_position_embeddings", 8192))
+    if low >= high:
+        raise FormatError(f"config.json: low_freq_factor {low:g} must be below high_freq_factor {high:g}")
     steps = np.arange(0, model.head_size, 2, dtype=np.float32) / np.float32(model.head_size)
     powers = (float(rope["rope_theta"]) ** steps.astype(np.float64)).astype(np.float32)
     wavelengths = one / (one / powers) * np.float32(2 * np.pi)

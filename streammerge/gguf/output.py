@@ -22,10 +22,12 @@ from streammerge.gguf.llama import ROPE_FACTORS, Llama, read_llama, rope_factors
 from streammerge.gguf.metadata import Origin, matrix_type, model_key_values, retold_key_values
 from streammerge.gguf.names import Converted
 from streammerge.gguf.policy import (
+    ALIASES,
     FILE_TYPES,
     FileType,
     choose_types,
     find_file_type,
+    may_quantize,
     model_facts,
     quantized_key_values,
 )
@@ -175,13 +177,14 @@ def _model_name(recipe: Recipe) -> str | None:
 
 def _named_type(output: Path) -> str | None:
     """The type that a file's name ends with."""
-    return next((name for name in FILE_TYPES if output.stem.upper().endswith(f"-{name}")), None)
+    known = (*FILE_TYPES, *ALIASES)
+    return next((name for name in known if output.stem.upper().endswith(f"-{name}")), None)
 
 
 def _check_name(recipe: Recipe, file_type: FileType) -> None:
     """A file must not be called what it is not."""
     named = None if recipe.output is None else _named_type(recipe.output)
-    if named not in (None, file_type.name):
+    if named is not None and ALIASES.get(named, named) != file_type.name:
         raise RecipeError(
             f"{recipe.output}: is named {named}, but would be {file_type.name}; "
             f"add --quantize {named}, or choose another name"
@@ -260,13 +263,16 @@ def _notices(
     options: GgufOptions,
     imatrix: Imatrix | None,
 ) -> Iterator[str]:
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
     used = {source for tensor in tensors for source in tensor.sources}
     dropped = [job.name for job in jobs if job.name not in used]
     if dropped:
         yield f"{base.path}: left out, GGUF computes or ties them: {', '.join(dropped)}"
     for pattern, kind in options.tensor_types:
-        if not any(re.search(pattern.lower(), name) for name in types):
-            yield f"--tensor-type {pattern}={kind} matches no tensor of the file"
+        matching = [name for name in types if re.search(pattern.lower(), name)]
+        if not any(may_quantize(name, shapes[name]) for name in matching):
+            what = "only tensors that are never quantized" if matching else "no tensor of the file"
+            yield f"--tensor-type {pattern}={kind} matches {what}"
     if imatrix is not None:
         made = f" (of {imatrix.dataset})" if imatrix.dataset else ""
         yield (

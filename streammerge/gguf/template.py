@@ -78,11 +78,13 @@ def _model(template: GgufSource) -> tuple[str, int]:
     said = {key: pair.value for key, pair in template.key_values.items() if not pair.kind.startswith("[")}
     architecture = said.get("general.architecture")
     layers = said.get(f"{architecture}.block_count")
-    if said.get("general.type", "model") != "model" or not isinstance(architecture, str) or not isinstance(layers, int):
+    possible = isinstance(layers, int) and 0 < layers <= len(template.tensors)
+    if said.get("general.type", "model") != "model" or not isinstance(architecture, str) or not possible:
         raise FormatError(
             f"{template.path}: is a GGUF file, but not of a model: architecture {architecture!r} with {layers} layers; "
             "give one that llama.cpp's convert_hf_to_gguf.py made of the base, quantized or not"
         )
+    assert isinstance(layers, int)
     return architecture, layers
 
 

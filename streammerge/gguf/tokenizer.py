@@ -30,6 +30,16 @@ def tokenizer_key_values(
 
     ``pre_tokenizer`` names llama.cpp's pre-tokenizer where it is not recognized. Raises FormatError, RecipeError.
     """
+    try:
+        return _key_values(folder, config, vocabulary, pre_tokenizer)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"{folder / 'tokenizer.json'}: it, or tokenizer_config.json beside it, is not what the tokenizers library "
+            f"writes: {type(error).__name__}: {error!s:.100}"
+        ) from error
+
+
+def _key_values(folder: Path, config: Mapping[str, Any], vocabulary: int, pre_tokenizer: str | None) -> list[KeyValue]:
     if pre_tokenizer is not None:
         check_pre_tokenizer(pre_tokenizer)
     tokenizer = _read(folder / "tokenizer.json")

@@ -229,6 +229,13 @@ def test_notices_say_what_has_no_effect(models, tmp_path):
     assert any("no entry for 3 quantized tensors" in n and "blk.1.ffn_up.weight" in n for n in planned.notices)
 
 
+def test_aliases_are_names_too(models, tmp_path):
+    streammerge.merge(*models, tmp_path / "My-Merge-Q4_K.gguf", quantize="Q4_K", **PRE)
+    assert GgufSource(tmp_path / "My-Merge-Q4_K.gguf").key_values["general.name"].value == "My-Merge"
+    with pytest.raises(RecipeError, match="is named Q5_K, but would be Q8_0"):
+        streammerge.merge(*models, tmp_path / "My-Merge-Q5_K.gguf", quantize="Q8_0", **PRE)
+
+
 def test_the_first_type_that_matches_counts(models, tmp_path):
     options = {"tensor_types": ["ffn_down=Q8_0", "ffn_down=Q5_K"]}
     types = GgufSource(to_gguf(models, tmp_path, quantize="Q4_K_M", **options)).tensors
@@ -353,6 +360,70 @@ def test_a_base_without_what_gguf_needs_is_refused(models, tmp_path, missing, te
         if file.name != missing:
             (base / file.name).symlink_to(file)
     with pytest.raises(FormatError, match=rf"base/{missing}: {text}"):
+        to_gguf((base, models[1]), tmp_path, quantize="Q8_0")
+
+
+def changed(models, tmp_path, file, change):
+    """The base with one file changed by a function of its JSON."""
+    base = tmp_path / "changed"
+    base.mkdir()
+    for source in models[0].iterdir():
+        if source.name != file:
+            (base / source.name).symlink_to(source)
+    content = json.loads((models[0] / file).read_text())
+    change(content)
+    (base / file).write_text(json.dumps(content))
+    return base
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head_dim": 32}, {"hidden_size": 64}, {"intermediate_size": 3}, {"vocab_size": 1_000_000_000},
+        {"num_hidden_layers": 4}, {"num_hidden_layers": 2}, {"num_hidden_layers": 2**70}, {"num_key_value_heads": 2},
+        {"architectures": {"a": 1}}, {"architectures": 1e30}, {"rms_norm_eps": "x"}, {"rms_norm_eps": [1]},
+        {"rope_scaling": "linear"}, {"rope_parameters": [[]]}, {"rope_theta": "x"}, {"rope_theta": 1e300},
+        {"rope_scaling": {"rope_type": "llama3", "factor": "x"}},
+        {"rope_scaling": {"rope_type": "llama3", "low_freq_factor": 0}},
+        {"rope_scaling": {"rope_type": "llama3", "low_freq_factor": 4, "high_freq_factor": 4}},
+        {"max_position_embeddings": 2**40},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_config_that_is_nonsense_or_not_the_weights_is_refused(models, tmp_path, change):
+    base = changed(models, tmp_path, "config.json", lambda config: config.update(change))
+    with pytest.raises((FormatError, MismatchError), match=r"config\.json"):
+        to_gguf((base, models[1]), tmp_path, quantize="Q8_0")
+
+
+def _set(*path):
+    *steps, last, value = path
+
+    def change(content):
+        for step in steps:
+            content = content[step]
+        content[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set("model", float("inf")), _set("model", "vocab", float("inf")), _set("model", "vocab", {"a": []}),
+        _set("added_tokens", [{"content": "x"}]), _set("added_tokens", [{"id": 1, "content": {}}]),
+        _set("added_tokens", [5]), _set("model", "merges", [[5, "a"]]), _set("model", "merges", [True, None]),
+        _set("post_processor", 1.5), _set("post_processor", {"type": "RobertaProcessing", "sep": 4}),
+        _set("post_processor", {"type": "TemplateProcessing", "single": [None, None]}),
+        _set("post_processor", {"type": "TemplateProcessing", "single": [{"Sequence": None}, {"Sequence": None}],
+                                "pair": [{"Sequence": None}] * 3}),
+        _set("normalizer", {"type": "Sequence", "normalizers": [1]}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_tokenizer_that_is_nonsense_is_refused(models, tmp_path, change):
+    base = changed(models, tmp_path, "tokenizer.json", change)
+    with pytest.raises(FormatError, match=r"tokenizer\.json"):
         to_gguf((base, models[1]), tmp_path, quantize="Q8_0")
 
 

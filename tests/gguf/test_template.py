@@ -325,8 +325,12 @@ def test_shapes_must_fit(tmp_path):
         ([], "not of a model: architecture None"),
         ([("general.architecture", "str", "qwen2")], "architecture 'qwen2' with None layers"),
         (
-            [("general.architecture", "str", "none"), ("none.block_count", "u32", 2)],
+            [("general.architecture", "str", "none"), ("none.block_count", "u32", 1)],
             "'none' is not known to the gguf package",
+        ),
+        (
+            [("general.architecture", "str", "llama"), ("llama.block_count", "u32", 2**31)],
+            "architecture 'llama' with 2147483648 layers",
         ),
         (
             [
