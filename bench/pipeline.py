@@ -5,6 +5,7 @@ that is run. Before any time is reported our file is compared, byte for byte, wi
 own merge; with theirs it agrees in names, types and shapes (mergekit rounds every delta to bfloat16).
 """
 
+import hashlib
 import shutil
 import sys
 from collections.abc import Sequence
@@ -62,10 +63,10 @@ def _ours(contest: Contest, method: str) -> Step:
     wait_for_calm()
     cache.warm(contest.inputs)
     output = _file(contest, method)
-    before = output.read_bytes() if output.exists() else None
+    before = _digest(output) if output.exists() else None
     options = ("--quantize", _KIND, "--overwrite")
     found = merge(contest.base, contest.agents, output, method, BUDGET, *options)
-    if before is not None and output.read_bytes() != before:
+    if before is not None and _digest(output) != before:
         raise BenchError(f"{method}: two runs gave different files")
     return Step(f"streammerge {method}", found.run, output.stat().st_size)
 
@@ -78,14 +79,23 @@ def _check_against_two_steps(contest: Contest, llama_cpp: Path) -> None:
     _convert_and_quantize(folder, target, llama_cpp)
     _check_same_table(_file(contest, "ram"), target)
     sources = [GgufSource(path) for path in (_file(contest, "ram"), target)]
-    data = [path.read_bytes() for path in (_file(contest, "ram"), target)]
     for name in sources[0].tensors:
         places = [source.tensors[name] for source in sources]
-        pieces = [content[info.offset :][: info.nbytes] for content, info in zip(data, places)]
-        if pieces[0] != pieces[1]:
+        if len({_digest(info.file, info.offset, info.nbytes) for info in places}) != 1:
             raise BenchError(f"{name}: the bytes are not those that llama.cpp makes of the same merge")
     shutil.rmtree(folder)
     target.unlink()
+
+
+def _digest(path: Path, start: int = 0, length: int | None = None) -> str:
+    """SHA-256 of a part of a file, read in pieces: a measured process starts its life with the peak of this one."""
+    digest, left = hashlib.sha256(), path.stat().st_size if length is None else length
+    with path.open("rb") as file:
+        file.seek(start)
+        while left and (piece := file.read(min(left, 1 << 20))):
+            digest.update(piece)
+            left -= len(piece)
+    return digest.hexdigest()
 
 
 def _check_same_table(ours: Path, theirs: Path) -> None:

@@ -139,9 +139,9 @@ def merge_recipe(
     if recipe.output is None:
         raise RecipeError("no output given; add -o OUT, a folder or a file that ends in .safetensors or .gguf")
     stop = stop or threading.Event()
-    began = time.perf_counter()
     planned = plan_recipe(recipe, listener)
     kernels = load_cpu()
+    began = time.perf_counter()  # kernels that had to be compiled first are no part of the merge
     listener(Planned(planned))
     for notice in planned.notices:
         listener(Notice(notice))

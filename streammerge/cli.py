@@ -54,7 +54,8 @@ def recipe_options(command: F) -> F:
                    help="Tensors to copy from the base; may be repeated."),
             option("--only", multiple=True, metavar="REGEX",
                    help="Merge these tensors only, copy all others; may be repeated."),
-            option("--quantize", metavar="TYPE", help="Write GGUF of this type, such as Q4_K_M or Q8_0; docs/gguf.md lists them."),
+            option("--quantize", metavar="TYPE",
+                   help="Write GGUF of this type, such as Q4_K_M or Q8_0; docs/gguf.md lists them."),
             option("--imatrix", metavar="FILE", help="Importance matrix of llama-imatrix, GGUF or .dat."),
             option("--tensor-type", "tensor_types", multiple=True, metavar="REGEX=TYPE",
                    help="Type of the GGUF tensors that match; may be repeated."),
@@ -115,7 +116,7 @@ def merge(quiet: bool, as_json: bool, **options: Any) -> None:
 @recipe_options
 @option("-q", "--quiet", is_flag=True, help="No notices.")
 def plan(quiet: bool, as_json: bool, **options: Any) -> None:
-    """Show what a merge would do: tensors, memory, disk. Reads headers only (and some rows, to match a GGUF template)."""
+    """Show what a merge would do: tensors, memory, disk. Reads headers (and rows that a template is matched by)."""
     from .api import plan_recipe
     from .events import Notice
     from .plantext import plan_text

@@ -27,7 +27,7 @@ class AgentShare:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The end of a run. Times in seconds, sizes in bytes."""
+    """The end of a run. Times in seconds from the plan to the end, sizes in bytes."""
 
     plan: Plan
     outcome: Outcome
