@@ -186,6 +186,14 @@ def _encode_e5m2(values: NDArray[uint32], out: NDArray[uint8]) -> bool:
     return bool(largest >= uint32(0x7C))
 
 
+@jit("uint32(Array(uint32, 1, 'C', True))")
+def _largest_bits(values: NDArray[uint32]) -> uint32:
+    largest = uint32(0)
+    for i in range(values.size):
+        largest = max(largest, uint32(values[i] & MAGNITUDE))
+    return largest
+
+
 _UNCHANGED = "void(Array(uint32, 1, 'C', True), Array(uint32, 1, 'C', True), Array(uint64, 1, 'C', True), uint64[::1])"
 
 
@@ -245,6 +253,11 @@ def encode(dtype: str, values: NDArray[float32], out: NDArray[uint8]) -> int:
     bits, codes = values.view(uint32), out.view(codec.storage)
     _same_length(dtype, codes.size, bits.size)
     return codec.count(codes) if codec.encode(bits, codes) else 0
+
+
+def largest_magnitude(values: NDArray[float32]) -> float:
+    """The largest |value|, infinity or NaN if there is one."""
+    return float(uint32(_largest_bits(values.view(uint32))).view(float32))
 
 
 def keep_base(

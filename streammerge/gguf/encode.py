@@ -15,7 +15,7 @@ from streammerge.jobs import TensorJob
 Floats = NDArray[np.float32]
 
 # Scales are float16: from here on a block's scale may overflow, and the result is looked at.
-_LARGE = np.float32(60000)
+_LARGE = 60000.0
 
 
 class Encoder:
@@ -108,8 +108,7 @@ class Encoder:
                 self._too_large(job, values, kind)
             return
         quants.encode(kind, values, columns, weights, out)
-        if max(values.max(), -values.min()) >= _LARGE:
-            largest = float(np.abs(values).max())
+        if (largest := codecs.largest_magnitude(values)) >= _LARGE:
             quants.decode(kind, out, values)
             if not np.isfinite(values).all():
                 self._too_large(job, np.array([largest], np.float32), kind)

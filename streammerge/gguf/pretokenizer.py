@@ -31,44 +31,52 @@ def check_pre_tokenizer(name: str) -> None:
         raise RecipeError(f"--pre-tokenizer {name!r} is not known; known are default, {', '.join(sorted(known))}")
 
 
-def recognize_pre_tokenizer(path: Path, bos: int | None = None) -> str:
-    """llama.cpp's name for the pre-tokenizer of a tokenizer.json. Raises FormatError, RecipeError.
+class Recognition:
+    """A tokenizer.json whose pre-tokenizer is being recognized: the encoding begins at once, in its process."""
 
-    A finetune may have changed which special tokens are added, of which a pre-tokenizer knows nothing: the ids are
-    tried as they are, without special tokens, and with ``bos`` before them.
-    """
-    _, known = known_pre_tokenizers()
-    as_is, plain = _encode_in_child(path)
-    found = [hash_ids(ids) for ids in (as_is, plain, *([[bos, *plain]] if bos is not None else []))]
-    name = next((known[digest] for digest in found if digest in known), None)
-    if name is None:
-        names = ", ".join(sorted(set(known.values())))
-        raise RecipeError(
-            f"{path}: its pre-tokenizer is not known (hash {found[0]}); name that of the model it was made from with "
-            f"--pre-tokenizer: {names}"
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        command = [sys.executable, "-m", "streammerge.gguf.pretokenizer", str(path)]
+        self._child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace"
         )
-    return name
+
+    def name(self, bos: int | None = None) -> str:
+        """llama.cpp's name for it. Raises FormatError, RecipeError.
+
+        A finetune may have changed which special tokens are added, of which a pre-tokenizer knows nothing: the ids are
+        tried as they are, without special tokens, and with ``bos`` before them.
+        """
+        _, known = known_pre_tokenizers()
+        as_is, plain = self._ids()
+        found = [hash_ids(ids) for ids in (as_is, plain, *([[bos, *plain]] if bos is not None else []))]
+        name = next((known[digest] for digest in found if digest in known), None)
+        if name is None:
+            names = ", ".join(sorted(set(known.values())))
+            raise RecipeError(
+                f"{self._path}: its pre-tokenizer is not known (hash {found[0]}); name that of the model it was made "
+                f"from with --pre-tokenizer: {names}"
+            )
+        return name
+
+    def _ids(self) -> tuple[list[int], list[int]]:
+        """The ids of the text with the special tokens that are added by default, and without."""
+        output, errors = self._child.communicate()
+        if self._child.returncode == _MISSING:
+            raise RecipeError(
+                "recognizing the pre-tokenizer takes the tokenizers library: pip install 'streammerge[gguf]'; "
+                "or name it, such as --pre-tokenizer llama-bpe"
+            )
+        if self._child.returncode != 0:
+            reason = (errors.strip() or f"it ended with {self._child.returncode}").splitlines()[-1]
+            raise FormatError(f"{self._path}: the tokenizers library cannot use it: {reason}")
+        as_is, plain = json.loads(output)
+        return as_is, plain
 
 
 def hash_ids(ids: list[int]) -> str:
     """llama.cpp's hash of token ids."""
     return sha256(str(ids).encode()).hexdigest()
-
-
-def _encode_in_child(path: Path) -> tuple[list[int], list[int]]:
-    """The ids of the text with the special tokens that are added by default, and without."""
-    command = [sys.executable, "-m", "streammerge.gguf.pretokenizer", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
-    if done.returncode == _MISSING:
-        raise RecipeError(
-            "recognizing the pre-tokenizer takes the tokenizers library: pip install 'streammerge[gguf]'; "
-            "or name it, such as --pre-tokenizer llama-bpe"
-        )
-    if done.returncode != 0:
-        reason = (done.stderr.strip() or f"it ended with {done.returncode}").splitlines()[-1]
-        raise FormatError(f"{path}: the tokenizers library cannot use it: {reason}")
-    as_is, plain = json.loads(done.stdout)
-    return as_is, plain
 
 
 def main(path: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from streammerge.errors import FormatError
 from streammerge.formats.gguf import KeyValue, Value, key_value
 from streammerge.formats.safetensors import parse_json
-from streammerge.gguf.pretokenizer import check_pre_tokenizer, recognize_pre_tokenizer
+from streammerge.gguf.pretokenizer import Recognition, check_pre_tokenizer
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # llama.cpp's token types
 _SPACE_MARK = "\u2581"  # how sentencepiece writes a space
@@ -42,7 +42,9 @@ def tokenizer_key_values(
 def _key_values(folder: Path, config: Mapping[str, Any], vocabulary: int, pre_tokenizer: str | None) -> list[KeyValue]:
     if pre_tokenizer is not None:
         check_pre_tokenizer(pre_tokenizer)
-    tokenizer = _read(folder / "tokenizer.json")
+    path = folder / "tokenizer.json"
+    recognition = Recognition(path) if pre_tokenizer is None and path.is_file() else None
+    tokenizer = _read(path)
     settings = _read_optional(folder / "tokenizer_config.json")
     _check_kind(folder, tokenizer)
     tokens, types = _tokens(folder, tokenizer, _all_settings(folder, settings), vocabulary)
@@ -55,7 +57,7 @@ def _key_values(folder: Path, config: Mapping[str, Any], vocabulary: int, pre_to
         (
             "tokenizer.ggml.pre",
             "str",
-            pre_tokenizer or recognize_pre_tokenizer(folder / "tokenizer.json", specials.bos),
+            recognition.name(specials.bos) if recognition else str(pre_tokenizer),
         ),
         ("tokenizer.ggml.tokens", "[str]", tokens),
         ("tokenizer.ggml.token_type", "[i32]", types),

@@ -162,11 +162,11 @@ def test_a_pre_tokenizer_is_recognized_by_the_ids_of_a_text(tmp_path, monkeypatc
     with pytest.raises(
         RecipeError, match=r"its pre-tokenizer is not known \(hash [0-9a-f]{64}\).*--pre-tokenizer: .*gpt-2"
     ) as caught:
-        pretokenizer.recognize_pre_tokenizer(path)
+        pretokenizer.Recognition(path).name()
     found = str(caught.value).partition("hash ")[2][:64]
     text, _ = pretokenizer.known_pre_tokenizers()
     monkeypatch.setattr(pretokenizer, "known_pre_tokenizers", lambda: (text, {found: "smollm"}))
-    assert pretokenizer.recognize_pre_tokenizer(path) == "smollm"
+    assert pretokenizer.Recognition(path).name() == "smollm"
 
 
 def test_a_finetune_that_adds_other_special_tokens_has_the_same_pre_tokenizer(tmp_path, monkeypatch):
@@ -179,9 +179,9 @@ def test_a_finetune_that_adds_other_special_tokens_has_the_same_pre_tokenizer(tm
         monkeypatch.setattr(
             pretokenizer, "known_pre_tokenizers", lambda ids=ids: (text, {pretokenizer.hash_ids(ids): "it"})
         )
-        assert pretokenizer.recognize_pre_tokenizer(path, bos) == "it"
+        assert pretokenizer.Recognition(path).name(bos) == "it"
     with pytest.raises(RecipeError, match="is not known"):
-        pretokenizer.recognize_pre_tokenizer(path, 8)
+        pretokenizer.Recognition(path).name(8)
 
 
 def test_the_table_of_pre_tokenizers_is_whole():
@@ -207,7 +207,7 @@ def test_what_the_tokenizers_library_cannot_use_is_named(tmp_path):
     pytest.importorskip("tokenizers", reason="the tokenizers library is not installed")
     (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE"}}')
     with pytest.raises(FormatError, match=r"tokenizer\.json: the tokenizers library cannot use it: .*Missing vocab"):
-        pretokenizer.recognize_pre_tokenizer(tmp_path / "tokenizer.json")
+        pretokenizer.Recognition(tmp_path / "tokenizer.json").name()
 
 
 @pytest.mark.parametrize(
