@@ -17,10 +17,15 @@ def load(path, **settings):
 
 
 def test_it_answers_from_the_merged_and_quantized_file(smollm2):
-    """The first words are given: left to itself a model of this size begins in French, in transformers as well."""
+    """After one example: asked at once, the merged model begins in French, in transformers and unquantized as well."""
     model = load(smollm2.ours("ours-Q4_K_M", quantize="Q4_K_M"))
-    prompt = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\nThe capital of France is"
-    assert " Paris" in model(prompt, max_tokens=4, temperature=0)["choices"][0]["text"]
+    chat = [
+        {"role": "user", "content": "What is the capital of Italy?"},
+        {"role": "assistant", "content": "The capital of Italy is Rome."},
+        {"role": "user", "content": QUESTION},
+    ]
+    answer = model.create_chat_completion(chat, max_tokens=12, temperature=0)["choices"][0]["message"]["content"]
+    assert "Paris" in answer
 
 
 def test_a_split_file_runs_too(smollm2):
