@@ -8,6 +8,7 @@ import numpy as np
 from streammerge.formats.contract import OutputTensor
 from streammerge.formats.gguf import GgufSink, GgufSource, key_value, layout
 from streammerge.gguf.policy import write_order
+from tests.interop.llama_cpp_tools import silence
 
 OUTPUTS = {"F32": np.float32, "F16": np.float16}
 
@@ -92,7 +93,7 @@ def llama_quantize(
     import llama_cpp
     from gguf import GGMLQuantizationType
 
-    _silence()
+    silence()
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread, params.pure, params.allow_requantize = number, 1, pure, True
     if output:
@@ -112,16 +113,3 @@ def llama_quantize(
     assert status == 0, f"llama_model_quantize failed on {source}"
     made = GgufSource(target)
     return {name: info.dtype for name, info in made.tensors.items()}, made.key_values
-
-
-_quiet = None
-
-
-def _silence():
-    """llama.cpp says a line for every tensor."""
-    global _quiet
-    if _quiet is None:
-        import llama_cpp
-
-        _quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
-        llama_cpp.llama_log_set(_quiet, ctypes.c_void_p(0))
