@@ -73,6 +73,8 @@ def test_a_plan_reads_headers_and_says_what_will_be(tiny):
         (["plan"], 2, "Missing argument"),
         (["methods", "rum"], 2, "Error: unknown method 'rum'; known are"),
         (["absent.yml", "-o", "OUT"], 2, "Error: absent.yml: cannot be read: No such file"),
+        (["BASE", "A0", "-o", "OUT", "--max-ram", "0"], 3, "Error: --max-ram 0 B is too small"),
+        (["BASE", "A0", "-o", ""], 2, "Error: the output's name is empty"),
         (["absent.yml", "A0", "-o", "OUT"], 2, "Error: absent.yml: a recipe names its models itself"),
     ],
 )

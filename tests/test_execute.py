@@ -263,8 +263,8 @@ def test_a_stop_leaves_nothing(tiny, tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_cleanly(tmp_path, number):
+@pytest.mark.parametrize("numbers", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGINT]])
+def test_a_signal_stops_cleanly(tmp_path, numbers):
     shape = Shape(layers=4, hidden=1024, intermediate=4096, heads=8, kv_heads=8, vocab=32_000, tied=True)
     base = make_base(tmp_path / "in" / "base", shape, sparse=True)
     agent = make_agent(tmp_path / "in" / "agent", base, index=0, sparse=True)
@@ -275,7 +275,9 @@ def test_a_signal_stops_cleanly(tmp_path, number):
     while not (tmp_path / "out/m.partial/model.safetensors").exists():
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    child.send_signal(number)
+    for number in numbers:
+        child.send_signal(number)
+        time.sleep(0.03)
     _, errors = child.communicate(timeout=30)
     assert child.returncode == 130
     assert "Error: interrupted; nothing was written under the final name" in errors

@@ -229,6 +229,11 @@ def test_a_budget_that_cannot_be_met_is_refused_with_the_least_that_would_do(tin
     assert memory.projected <= memory.allowed == memory.least
 
 
+def test_a_pattern_without_effect_is_told(tiny):
+    planned = streammerge.plan(tiny / "base", [tiny / "agent-0"], exclude=["nothing"], max_ram="1G")
+    assert any(notice.startswith("--exclude 'nothing' matches no tensor of") for notice in planned.notices)
+
+
 def test_a_70b_plan_of_eight_agents_reads_headers_only(tmp_path):
     from bench.sample.generate import SHAPES, make_agent, make_base
 
