@@ -303,17 +303,16 @@ def _check_output(plan: Plan, output: Path) -> int:
     """The target must be free, apart from the inputs, writable, and have the space. Returns the free bytes."""
     target = output.absolute()
     resolved = target.resolve()
-    written = [target, *(target.with_name(file.name) for file in plan.files if not plan.is_folder)]
+    occupied = in_the_way(plan)
     for read in plan.gguf.read if plan.gguf else ():
-        if read.resolve() in [place.resolve() for place in written]:
-            raise OutputError(f"{output}: would be written over {read}, which is read; choose another")
+        if read.resolve() in [place.resolve() for place in occupied]:
+            raise OutputError(f"{output}: would take the place of {read}, which is read; choose another")
     for model in (plan.base, *plan.agents):
         place = model.path.resolve()
         if resolved == place or resolved.is_relative_to(place) or place.is_relative_to(resolved):
             raise OutputError(f"{output}: is the input {model.path}, or one lies inside the other; choose another")
         if resolved in (file.resolve() for file in model.files):
             raise OutputError(f"{output}: is a file of the input {model.path}; choose another")
-    occupied = in_the_way(plan)
     if occupied and not plan.recipe.overwrite:
         more = f" (and {len(occupied) - 1} more)" if len(occupied) > 1 else ""
         raise OutputError(f"{occupied[0]}{more}: exists already; choose another, or give --overwrite")

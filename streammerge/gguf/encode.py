@@ -96,7 +96,7 @@ class Encoder:
         """To the type of the unquantized file."""
         assert job.target is not None
         packed = self._moved.view(np.uint8)[: values.size * DTYPES[job.target.converted].itemsize]
-        if codecs.encode(job.target.converted, values, packed):
+        if codecs.encode(job.target.converted, values, packed) and np.isfinite(values).all():
             self._too_large(job, values, job.target.converted)
         codecs.decode(job.target.converted, packed, values)
 

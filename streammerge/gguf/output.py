@@ -100,8 +100,14 @@ def plan_gguf(
         unquantized.constants,
         {} if imatrix is None else _weights(imatrix, outputs),
         tuple(_notices(base, jobs, unquantized.tensors, types, options, imatrix)),
-        tuple(path for path in (options.gguf_template, options.imatrix) if path is not None),
+        _read_beside(options),
     )
+
+
+def _read_beside(options: GgufOptions) -> tuple[Path, ...]:
+    """The importance matrix, and every file of a template."""
+    template = () if options.gguf_template is None else GgufSource(options.gguf_template).files
+    return template if options.imatrix is None else (*template, options.imatrix)
 
 
 # --- the unquantized model -------------------------------------------------------------------------------------------

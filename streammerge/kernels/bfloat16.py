@@ -51,6 +51,13 @@ def _largest(largest: uint32, d0: np.float32, d1: np.float32, d2: np.float32, d3
     return _larger(largest, _larger(_larger(m0, m1), _larger(m2, m3)))
 
 
+@inline
+def _add(tally: Counts, changed: tuple[int32, ...], unique: tuple[int32, ...]) -> None:
+    for i in range(tally.shape[0]):
+        tally[i, 0] += changed[i]
+        tally[i, 1] += unique[i]
+
+
 @jit(f"boolean({_FIVE}, float32, float32[::1], uint16[::1], int64[:, ::1])")
 def _ram(
     base: Codes, x0: Codes, x1: Codes, x2: Codes, x3: Codes,
@@ -88,10 +95,8 @@ def _ram(
         unique_1 = int32(unique_1 + int32(is_1 & is_alone))
         unique_2 = int32(unique_2 + int32(is_2 & is_alone))
         unique_3 = int32(unique_3 + int32(is_3 & is_alone))
-    found = ((changed_0, unique_0), (changed_1, unique_1), (changed_2, unique_2), (changed_3, unique_3))
-    for i in range(tally.shape[0]):
-        tally[i, 0] += found[i][0]
-        tally[i, 1] += found[i][1]
+    changed = (changed_0, changed_1, changed_2, changed_3)
+    _add(tally, changed, (unique_0, unique_1, unique_2, unique_3))
     return bool(largest < _INFINITY)
 
 
@@ -118,10 +123,8 @@ def _count_changes(base: Codes, x0: Codes, x1: Codes, x2: Codes, x3: Codes, epsi
         unique_1 = int32(unique_1 + int32(is_1 & is_alone))
         unique_2 = int32(unique_2 + int32(is_2 & is_alone))
         unique_3 = int32(unique_3 + int32(is_3 & is_alone))
-    found = ((changed_0, unique_0), (changed_1, unique_1), (changed_2, unique_2), (changed_3, unique_3))
-    for i in range(tally.shape[0]):
-        tally[i, 0] += found[i][0]
-        tally[i, 1] += found[i][1]
+    changed = (changed_0, changed_1, changed_2, changed_3)
+    _add(tally, changed, (unique_0, unique_1, unique_2, unique_3))
     return bool(largest < _INFINITY)
 
 

@@ -213,9 +213,21 @@ def test_what_is_read_is_not_written_over(models, tmp_path, option):
     imatrix = write_dat(tmp_path / "imatrix.gguf", importance())
     path = {"imatrix": imatrix, "gguf_template": template}[option]
     before = path.read_bytes()
-    with pytest.raises(OutputError, match=f"would be written over .*{path.name}, which is read"):
+    with pytest.raises(OutputError, match=f"would take the place of .*{path.name}, which is read"):
         streammerge.merge(*models, path, quantize="Q4_K_M", overwrite=True, **{option: path}, **PRE)
     assert path.read_bytes() == before
+
+
+def test_a_split_template_is_not_replaced_by_a_single_file(models, tmp_path):
+    same = shutil.copytree(models[0], tmp_path / "same")
+    options = {"quantize": "Q8_0", "max_shard_size": "4MB", **PRE}
+    streammerge.merge(models[0], [same], tmp_path / "base.gguf", **options)
+    parts = sorted(tmp_path.glob("base-*.gguf"))
+    with pytest.raises(OutputError, match="would take the place of .*base-00001-of"):
+        streammerge.merge(
+            *models, tmp_path / "base.gguf", quantize="Q8_0", overwrite=True, gguf_template=parts[0], **PRE
+        )
+    assert len(parts) > 1 and all(part.exists() for part in parts)
 
 
 def test_notices_say_what_has_no_effect(models, tmp_path):
