@@ -274,8 +274,8 @@ def index_json(files: Sequence[OutputFile]) -> bytes:
 class SafetensorsSink(FilesSink):
     """Writes the files of a ``layout`` into a folder, and the index that ties several together."""
 
-    def __init__(self, folder: Path, files: Sequence[OutputFile]) -> None:
-        super().__init__(folder, files)
+    def __init__(self, folder: Path, files: Sequence[OutputFile], *, existing: bool = False) -> None:
+        super().__init__(folder, files, existing=existing)
         if len(files) > 1:
             try:
                 write_file(folder / INDEX, index_json(files))

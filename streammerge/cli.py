@@ -1,12 +1,13 @@
 """The command line. Imports nothing heavy: ``streammerge --help`` answers at once."""
 
 import json
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -74,6 +75,7 @@ def recipe_options(command: F) -> F:
             option("--allow-non-finite", is_flag=True, help="Go on with NaN and infinity in inputs or result."),
             option("--mixed-dtypes", is_flag=True, help="Allow agents of another floating type than the base."),
             option("--overwrite", is_flag=True, help="Replace an output that exists, once the new one is whole."),
+            option("--resume", is_flag=True, help="Go on with what an interrupted run of the same merge left."),
             option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
         )
     ):  # fmt: skip
@@ -178,24 +180,36 @@ def _stop_on_signals() -> threading.Event:
 
 
 def main() -> None:
-    """Run the command line; every error of ours is one line and an exit code."""
+    """Run the command line; every error of ours is one line and an exit code, and what is kept another line."""
     try:
         cli(prog_name="streammerge", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Error: interrupted; nothing was written under the final name", err=True)
-        sys.exit(130)
+    except (click.Abort, KeyboardInterrupt) as error:
+        _fail(error, "interrupted; nothing was written under the final name", 130)
     except BrokenPipeError:
         sys.exit(1)
-    except MemoryError:
-        click.echo("Error: the system gave no more memory; give a smaller --max-ram", err=True)
-        sys.exit(1)
+    except MemoryError as error:
+        _fail(error, "the system gave no more memory; give a smaller --max-ram", 1)
     except Exception as error:
         from .errors import StreammergeError  # only now: it imports numpy
 
         if not isinstance(error, StreammergeError):
             raise
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(error.exit_code)
+        _fail(error, str(error), error.exit_code)
+
+
+def _fail(error: BaseException, text: str, code: int) -> NoReturn:
+    """Say what went wrong, and, if something can be resumed, by which command."""
+    click.echo(f"Error: {text}", err=True)
+    cause = error if hasattr(error, "__notes__") else error.__context__
+    for note in getattr(cause, "__notes__", ()):
+        click.echo(f"{note}:\n  {_resuming()}", err=True)
+    sys.exit(code)
+
+
+def _resuming() -> str:
+    """The command that was given, with --resume."""
+    given = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    return shlex.join(["streammerge", *given, "--resume"])

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import prod
@@ -18,6 +18,7 @@ from . import budget
 from .budget import Demand, Memory
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import MismatchError, OutputError, RecipeError
+from .formats.atomic import partial_folder
 from .formats.contract import OutputFile, OutputTensor, TensorInfo, total_bytes
 from .formats.dtypes import DTYPES
 from .formats.reading import WINDOW_GRAIN
@@ -67,21 +68,18 @@ class Plan:
         """How often each merged tensor is read, at most; all but the first reading find it warm."""
         return 1 + len(self.method.measures())
 
-    @cached_property
-    def merged_input_bytes(self) -> int:
-        """Bytes of the merged tensors in base and agents together: one reading."""
-        merged = [job.name for job in self.jobs if job.action == "merge"]
-        return sum(model.tensors[name].nbytes for name in merged for model in (self.base, *self.agents))
-
-    @cached_property
-    def copied_bytes(self) -> int:
-        """Bytes of the tensors that only the base gives."""
-        return sum(self.base.tensors[job.name].nbytes for job in self.jobs if job.action != "merge")
+    def input_bytes(self, jobs: Iterable[TensorJob]) -> int:
+        """Bytes of these tensors in the models that they are made from: one reading."""
+        models = (self.base, *self.agents)
+        return sum(
+            model.tensors[job.name].nbytes for job in jobs for model in models[: None if job.action == "merge" else 1]
+        )
 
     @property
     def bytes_to_read(self) -> int:
         """Bytes read over all passes, at most."""
-        return self.merged_input_bytes * self.tensor_passes + self.copied_bytes
+        merged = self.input_bytes(job for job in self.jobs if job.action == "merge")
+        return self.input_bytes(self.jobs) + merged * (self.tensor_passes - 1)
 
     @cached_property
     def bytes_to_write(self) -> int:
@@ -91,12 +89,12 @@ class Plan:
     def step(self, job: TensorJob, measure: Measure | None = None) -> int:
         """Elements of a chunk of this job, in a measure pass or (None) the blend.
 
-        What is blended is cut between the grains of its output. Float sums are cut at multiples of BLOCK, whatever
+        What is blended is cut between the segments of its output. Float sums are cut at multiples of BLOCK, whatever
         the output is: so they never change.
         """
         if measure is not None and measure.kind != "blocks":
             return self.memory.chunk
-        return self.memory.chunk // job.grain * job.grain
+        return max(self.memory.chunk // job.segment * job.segment, min(job.segment, self.memory.chunk))
 
     def blocks(self, job: TensorJob, measure: Measure | None = None) -> int:
         """How many blocks all chunks of a job have together."""
@@ -319,13 +317,18 @@ def _check_output(plan: Plan, output: Path) -> int:
     existing = next(parent for parent in target.parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise OutputError(f"{existing}: is not a folder that can be written to")
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(existing).free + _size_on_disk(partial_folder(target))
     needed = plan.bytes_to_write + (len(index_json(plan.files)) if plan.gguf is None and len(plan.files) > 1 else 0)
     if needed > free:
         raise OutputError(
             f"{output}: needs {budget.format_size(needed)}, but {existing} has {budget.format_size(free)} free"
         )
     return free
+
+
+def _size_on_disk(folder: Path) -> int:
+    """Bytes that a folder, here of an earlier run, takes; it is gone on with or removed."""
+    return sum(getattr(file.stat(), "st_blocks", 0) * 512 for file in folder.rglob("*") if file.is_file())
 
 
 def in_the_way(plan: Plan) -> list[Path]:
@@ -390,7 +393,7 @@ def _demand(
         floats=4 * (len(agents) + 2),
         worker=counters + edges + 2 * 4 * piece_size(jobs) + (QUANTIZING if piece_size(jobs) else 0),
         tensor=2 * counters + 3 * rows,
-        grain=max(job.grain for job in jobs),
+        grain=max(min(job.segment, job.elements) for job in jobs),
     )
 
 

@@ -62,6 +62,7 @@ class Recipe:
     allow_non_finite: bool = False
     mixed_dtypes: bool = False
     overwrite: bool = False
+    resume: bool = False
     gguf: GgufOptions | None = None
 
     def __post_init__(self) -> None:

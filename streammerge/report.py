@@ -7,10 +7,10 @@ from typing import Any
 
 from . import __version__
 from .budget import format_size
+from .ledger import Outcome
 from .methods.base import Method
 from .methods.ram_plus import RamPlus, overlap_ratio
 from .planning import Plan, weights_of
-from .worker import Outcome
 
 
 @dataclass(frozen=True, slots=True)
