@@ -132,6 +132,37 @@ def plan(quiet: bool, as_json: bool, **options: Any) -> None:
 
 
 @cli.command()
+@click.argument("output", metavar="OUT")
+@option("--against", multiple=True, metavar="MODEL",
+        help="Compute the merge again from these models: the base, then every agent, in their order.")
+@option("--share", type=click.FloatRange(0, 1), default=0.05, show_default=True,
+        help="How much of it to compute again; 1 is all, and at least one chunk of every tensor.")
+@option("--imatrix", metavar="FILE", help="The importance matrix that was used.")
+@option("--gguf-template", metavar="FILE", help="The GGUF template that was used.")
+@option("--max-ram", metavar="SIZE", help="Most memory that computing again may take.  [default: half of what is free]")
+@option("--threads", type=int, help="Threads.  [default: one for each processor]")
+@option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@option("-q", "--quiet", is_flag=True, help="No progress; problems only.")
+def verify(output: str, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Check a merged model against its manifest: sizes, headers, the checksum of every tensor, NaN and infinity.
+
+    With --against it is computed again from the models, a share of it or all, and compared byte by byte.
+    """
+    from .api import verify as verify_api
+    from .progress import display
+
+    stop = _stop_on_signals()
+    given = {name: value for name, value in options.items() if value is not None}
+    with display(quiet=quiet) as listener:
+        verified = verify_api(output, listener=listener, stop=stop, **given)
+    if as_json:
+        click.echo(json.dumps(verified.to_dict(), indent=2))
+    elif verified.problems or not quiet:
+        click.echo("\n".join(verified.lines()))
+    sys.exit(1 if verified.problems else 0)
+
+
+@cli.command()
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:
     """List the merge methods, or explain one: its parameters, defaults and paper."""

@@ -162,7 +162,7 @@ def make_plan(
         output, files = recipe.output, _safetensors_files(recipe, jobs)
     # Positional reads by default: their memory is known exactly, and a failing disk is an error, not a signal.
     io: Literal["mmap", "pread"] = "mmap" if recipe.io == "mmap" else "pread"
-    threads = recipe.threads or _processors()
+    threads = recipe.threads or processors()
     memory = budget.fit(
         _demand(method, base, agents, jobs, mapped=io == "mmap"),
         allowed=budget.default_allowed() if recipe.max_ram is None else recipe.max_ram,
@@ -182,7 +182,8 @@ def _safetensors_files(recipe: Recipe, jobs: Sequence[TensorJob]) -> tuple[Outpu
     return layout(tensors, limit or None, SINGLE)
 
 
-def _processors() -> int:
+def processors() -> int:
+    """How many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
