@@ -88,7 +88,8 @@ base_model: MODELS/base
     "parameters: {epsilon: [{filter: mlp, value: [1e-5, 1e-3]}, {filter: o_proj, value: 1e-4}]}\ndtype: float32",
     "ramplus_tl": _recipe(
         "merge_method: ramplus_tl\n"
-        "parameters: {r: [0.1, 0.9, 0.3], alpha: [{filter: self_attn, value: 2}], epsilon: [{filter: mlp, value: 1e-4}]}",
+        "parameters: {r: [0.1, 0.9, 0.3], alpha: [{filter: self_attn, value: 2}],\n"
+        "             epsilon: [{filter: mlp, value: 1e-4}]}",
         "{}",
         "{}",
     ),

@@ -10,8 +10,10 @@ import yaml
 
 from .errors import RecipeError
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 18
 MAX_VALUES = 100_000  # counted with every alias written out: aliases of aliases grow without bound
+
+_MERGED = "<<"  # the key under which a mapping takes in the entries of others
 
 
 class _Loader(yaml.SafeLoader):
@@ -39,7 +41,7 @@ class Marked:
     @property
     def is_null(self) -> bool:
         """Whether nothing is given."""
-        return isinstance(self.node, yaml.ScalarNode) and self.scalar() is None
+        return bool(self.node.tag == "tag:yaml.org,2002:null")
 
     @property
     def is_list(self) -> bool:
@@ -63,6 +65,10 @@ class Marked:
             self.fail(f"{what}: wanted a number, a text, true or false, found {self.node.value!r}")
         return value
 
+    def key(self) -> str:
+        """The key of an entry."""
+        return _MERGED if self.node.tag == "tag:yaml.org,2002:merge" else str(self.scalar("key"))
+
     def text(self, what: str) -> str:
         """A text that is not empty."""
         value = self.scalar(what)
@@ -84,7 +90,7 @@ class Marked:
         self.loader.flatten_mapping(self.node)  # what `<<` brings in comes first, so that own keys prevail
         known, refused, entries = list(known), refused or {}, {}
         for key, value in self.node.value:
-            name = str(Marked(key, self.loader).scalar("key"))
+            name = Marked(key, self.loader).key()
             if name not in known and name not in refused:
                 Marked(key, self.loader).fail(unknown(what, name, [*known, *refused]))
             marked = Marked(value, self.loader)
@@ -150,8 +156,8 @@ def _check_once(loader: _Loader, keys: list[yaml.Node]) -> None:
     lines: dict[str, int] = {}
     for key in keys:
         marked = Marked(key, loader)
-        name = str(marked.scalar("key"))
-        if name in lines and name != "<<":
+        name = marked.key()
+        if name in lines and name != _MERGED:
             marked.fail(f"{name} stands twice, in line {lines[name]} already")
         lines[name] = key.start_mark.line + 1
 

@@ -24,9 +24,10 @@ def read_parameters(mark: Marked | None, method: type[Method], *, of_model: bool
     idle = ("int8_mask", *_IDLE.get(method.name, ()))
     for name, value in mark.mapping("parameters", [*known, *idle]).items() if mark else ():
         if name in idle:
-            if method.name == "ties" and name == "rescale" and value.scalar(name) is not False:
-                value.fail("rescale: ties cannot rescale yet; supported is false")
-            if name != "int8_mask":
+            if method.name == "ties" and name == "rescale":
+                if value.scalar(name) is not False:
+                    value.fail("rescale: ties cannot rescale yet; supported is false")
+            elif name != "int8_mask":
                 notices.append(f"{value.where}: {name} has no effect with {method.name}")
         elif of_model and known[name].kind != "per agent":
             value.fail(f"{name} is one for all models: it has no effect here; move it to the recipe's own parameters")

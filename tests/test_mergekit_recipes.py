@@ -1,5 +1,6 @@
-"""Recipes whose parameters vary by tensor, against what mergekit 0.1.5 made of the same texts (scripts/record_recipes.py).
+"""Recipes whose parameters vary by tensor, against what mergekit 0.1.5 made of the same texts.
 
+They are recorded by scripts/record_recipes.py.
 Equal to the bit but for the sign of zero, with the exceptions of tests/methods/test_mergekit.py: linear, slerp.
 """
 
@@ -83,7 +84,9 @@ def test_linear(models, compare):
     ours, theirs = compare("linear")
     agents = np.stack([weights(models, name) for name in ("agent1", "agent2", "base")])
     check_close(ours, theirs, 2 * np.spacing(2 * np.abs(agents).max(axis=0)))
-    assert len(np.unique(np.round(theirs / agents[2], 1))) > 1  # where weights are not normalized they do not add up to 1
+    assert (
+        len(np.unique(np.round(theirs / agents[2], 1))) > 1
+    )  # where weights are not normalized they do not add up to 1
 
 
 def test_a_plan_builds_each_method_once(folder, tmp_path):
