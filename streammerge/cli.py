@@ -171,9 +171,18 @@ def _recipe(models: tuple[str, ...], parameters: tuple[str, ...], **options: Any
         if len(models) > 1:
             raise RecipeError(f"{models[0]}: a recipe names its models itself; leave out {' '.join(models[1:])}")
         fields = read_yaml(Path(models[0]))
-        return recipe_of(**{**fields, **given, "parameters": {**fields["parameters"], **typed}})
+        read = _without_preset(str(given.get("method", fields["method"])), fields["parameters"], typed)
+        return recipe_of(**{**fields, **given, "parameters": {**read, **typed}})
     given.setdefault("method", DEFAULT_METHOD)
     return recipe_of(models[0], models[1:], parameters=typed, **given)
+
+
+def _without_preset(method: str, parameters: dict[str, Any], typed: dict[str, object]) -> dict[str, Any]:
+    """The parameters of a recipe file without those that a preset on the command line sets."""
+    from .methods import find_method
+
+    preset = find_method(method).presets.get(str(typed.get("preset")), {})
+    return {name: value for name, value in parameters.items() if name not in preset}
 
 
 def _stop_on_signals() -> threading.Event:

@@ -27,7 +27,7 @@ from .jobs import TensorJob
 from .kernels.contract import BLOCK
 from .methods.base import Measure, Method
 from .recipe import DEFAULT_SHARD, Recipe, compile_pattern
-from .varying import general_method, methods_by_tensor, plain, varies, without_match
+from .varying import general_method, idle_filters, methods_by_tensor, plain, varies
 
 if TYPE_CHECKING:
     from .gguf.output import GgufOutput
@@ -186,14 +186,9 @@ def make_plan(
         reserved=budget.peak() if reserved is None else reserved,
         threads=threads,
     )
-    notices = (*recipe.notices, *_filters_without_match(recipe, merged), *notices, *(gguf.notices if gguf else ()))
+    notices = (*recipe.notices, *idle_filters(recipe.parameters, merged), *notices, *(gguf.notices if gguf else ()))
     plan = Plan(recipe, method, methods, base, agents, jobs, output, files, memory, io, None, notices, gguf)
     return plan if output is None else replace(plan, free_disk=_check_output(plan, output))
-
-
-def _filters_without_match(recipe: Recipe, merged: Sequence[str]) -> list[str]:
-    filters = without_match(recipe.parameters, merged)
-    return [f"{name}: the filter {text!r} matches no tensor that is merged" for name, text in filters]
 
 
 def _safetensors_files(recipe: Recipe, jobs: Sequence[TensorJob]) -> tuple[OutputFile, ...]:

@@ -155,12 +155,14 @@ def default_of(method: str, key: str) -> Any:
     return next(parameter.default for parameter in find_method(method).parameters() if parameter.name == key)
 
 
-def without_match(parameters: Mapping[str, object], tensors: Iterable[str]) -> list[tuple[str, str]]:
-    """Every filter that matches none of the tensors, as (parameter, filter)."""
+def idle_filters(parameters: Mapping[str, object], tensors: Iterable[str]) -> list[str]:
+    """A notice for every filter that matches none of the tensors."""
     names = list(tensors)
     filters = {(name, rule.filter): rule for name, value in parameters.items() for rule in _rules(value)}
     return [
-        (name, text) for (name, text), rule in filters.items() if text is not None and not any(map(rule.matches, names))
+        f"{name}: the filter {text!r} matches no tensor that is merged"
+        for (name, text), rule in filters.items()
+        if not any(map(rule.matches, names))
     ]
 
 

@@ -365,8 +365,11 @@ def test_options_that_are_given_go_before_the_recipes(tiny, tmp_path):
 
     copied, r = plan()
     assert copied and all("norm" in name for name in copied) and r == 0.5
-    copied, r = plan("--exclude", "embed", "-p", "r=0.25")
+    copied, r = plan("--exclude", "embed", "-p", "r=0.25", "--save-recipe", str(tmp_path / "saved.yml"))
     assert copied == {"model.embed_tokens.weight"} and r == 0.25
+    said = yaml.safe_load((tmp_path / "saved.yml").read_text())
+    assert said["parameters"]["r"] == 0.25 and said["streammerge"] == {"exclude": ["embed"], "mixed_dtypes": True}
+    assert plan("-p", "preset=authors")[1] == 0.05
 
 
 # --- what becomes of it ---------------------------------------------------------------------------------------------

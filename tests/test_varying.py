@@ -19,15 +19,18 @@ def test_a_filter_is_a_part_of_the_name_and_the_first_that_matches_decides():
 @pytest.mark.parametrize(
     ("values", "wanted"),
     [
-        ((1.0, 2.0, 4.0), [1, 1 + 2 / 3, 2 + 2 / 3, 4]),
-        ((0.0, 1.0), [0, 1 / 3, 2 / 3, 1]),
-        ((True, False, True), [True, True, False, True]),
-        (("l1", "none"), ["l1", "l1", "l1", "none"]),
+        ((1.0, 2.0, 4.0), [1, 1.5, 2, 3, 4]),
+        ((0.3, 0.7), [0.3, 0.75 * 0.3 + 0.25 * 0.7, 0.5, 0.25 * 0.3 + 0.75 * 0.7, 0.7]),
+        ((True, False, True), [True, True, False, False, True]),
+        (("l1", "none"), ["l1", "l1", "l1", "l1", "none"]),
     ],
 )
 def test_a_gradient_is_spread_over_the_layers(values, wanted):
-    found = [ByTensor((Rule(values),)).at("w", depth) for depth in (0, 1 / 3, 2 / 3, 1)]
-    assert found == wanted if isinstance(values[0], bool | str) else found == pytest.approx(wanted)
+    assert [ByTensor((Rule(values),)).at("w", depth) for depth in (0, 0.25, 0.5, 0.75, 1)] == wanted
+
+
+def test_a_gradient_is_rounded_as_mergekit_rounds_it():
+    assert ByTensor((Rule((0.3, 0.7)),)).at("w", 1 / 3) == (1 - 1 / 3) * 0.3 + 1 / 3 * 0.7 != 0.3 + 1 / 3 * (0.7 - 0.3)
 
 
 def test_the_depth_of_a_tensor_is_its_layer_among_those_that_begin_alike():
