@@ -13,6 +13,7 @@ from .errors import RecipeError
 MAX_BYTES = 1 << 18
 MAX_VALUES = 100_000  # counted with every alias written out: aliases of aliases grow without bound
 
+_SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")}
 _MERGED = "<<"  # the key under which a mapping takes in the entries of others
 
 
@@ -57,13 +58,12 @@ class Marked:
         """A number, a truth, a text or None."""
         if not isinstance(self.node, yaml.ScalarNode):
             self.fail(f"{what}: wanted a single value, found {self._found()}")
-        try:
-            value = self.loader.construct_object(self.node)
-        except (yaml.YAMLError, ValueError) as error:
-            self.fail(f"{what}: {self.node.value!r} cannot be read: {_one_line(error)}")
-        if not isinstance(value, bool | int | float | str | None):
+        if self.node.tag not in _SCALARS:
             self.fail(f"{what}: wanted a number, a text, true or false, found {self.node.value!r}")
-        return value
+        try:
+            return self.loader.construct_object(self.node)
+        except (yaml.YAMLError, ValueError, LookupError) as error:
+            self.fail(f"{what}: {self.node.value!r} cannot be read: {_one_line(error)}")
 
     def key(self) -> str:
         """The key of an entry."""
@@ -87,7 +87,10 @@ class Marked:
         null are left out."""
         if not isinstance(self.node, yaml.MappingNode):
             self.fail(f"{what}: wanted a mapping, found {self._found()}")
-        self.loader.flatten_mapping(self.node)  # what `<<` brings in comes first, so that own keys prevail
+        try:
+            self.loader.flatten_mapping(self.node)  # what `<<` brings in comes first, so that own keys prevail
+        except yaml.MarkedYAMLError as error:
+            self.fail(f"{what}: {error.problem}")
         known, refused, entries = list(known), refused or {}, {}
         for key, value in self.node.value:
             name = Marked(key, self.loader).key()

@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+import streammerge
+from bench.sample.generate import SHAPES
 from streammerge.varying import ByTensor, Rule, depths, methods_by_tensor
 from tests import oracle
 from tests.checks import check_same_bits, check_same_numbers, make_agent, make_base, merge
+from tests.gguf.merging import PRE, check_file, make_models
 
 
 def test_a_filter_is_a_part_of_the_name_and_the_first_that_matches_decides():
@@ -90,3 +94,14 @@ def test_passes_that_only_some_tensors_need_change_no_byte(tmp_path, budget):
         rows = np.stack([oracle.as_float32(agent[name]) for agent in agents])
         wanted = oracle.as_stored(oracle.ties(oracle.as_float32(base[name]), rows, density=kept), base[name])
         check_same_numbers(merged.tensors[name], wanted, name)
+
+
+def test_a_gguf_file_has_the_same_values(tmp_path):
+    base, agents = make_models(tmp_path / "models", SHAPES["tiny"])
+    t = ByTensor((Rule((0.0, 1.0), "up_proj"), Rule(0.25)))
+    for name in ("merged.safetensors", "merged.gguf"):
+        options = PRE if name.endswith(".gguf") else {}
+        output = tmp_path / name
+        streammerge.merge(base, agents[:1], output, method="slerp", parameters={"t": t}, max_ram="1G", **options)
+    merged = {name: values.astype(np.float32) for name, values in load_file(tmp_path / "merged.safetensors").items()}
+    check_file(tmp_path / "merged.gguf", merged, SHAPES["tiny"])
