@@ -27,7 +27,7 @@ from .jobs import TensorJob
 from .kernels.contract import BLOCK
 from .methods.base import Measure, Method
 from .recipe import DEFAULT_SHARD, Recipe, compile_pattern
-from .varying import general_method, idle_filters, methods_by_tensor, plain, varies
+from .varying import general_method, idle_filters, methods_by_tensor, plain, settled
 
 if TYPE_CHECKING:
     from .gguf.output import GgufOutput
@@ -77,7 +77,7 @@ class Plan:
     @property
     def parameters(self) -> dict[str, Any]:
         """Every parameter of the method with its value, which may be one that varies by tensor."""
-        return {**self.method.values(), **{k: v for k, v in self.recipe.parameters.items() if varies(v)}}
+        return settled(self.method, self.recipe.parameters)
 
     def input_bytes(self, jobs: Iterable[TensorJob]) -> int:
         """Bytes of these tensors in the models that they are made from: one reading."""

@@ -19,7 +19,7 @@ from .mergekit_yaml import PATHS, TEXTS
 from .methods import find_method
 from .recipe import GgufOptions, Recipe
 from .recipe_parameters import RESCALE
-from .varying import NO_DEFAULT, ByTensor, Rule, general_method, plain, varies
+from .varying import ByTensor, general_method, plain, settled
 
 _TRUTHS = {word: truth for truth, word in RESCALE.items()}
 
@@ -65,21 +65,17 @@ class _Dumper(yaml.SafeDumper):
 def _values(recipe: Recipe) -> dict[str, Any]:
     """Every parameter: defaults and presets are written out, so that the recipe keeps its meaning."""
     general = general_method(recipe.method, recipe.parameters, len(recipe.agents))
-    usual = general.values()
-    values = {**usual, **{name: value for name, value in recipe.parameters.items() if varies(value)}}
-    return {name: _whole(name, value, usual[name]) for name, value in values.items()}
+    values = settled(general, recipe.parameters)
+    return {name: _as_truth(value) if name == "rescale" else value for name, value in values.items()}
 
 
-def _whole(name: str, value: Any, default: Any) -> Any:
-    """A value as mergekit says it; rules end with the default where a tensor might be left without a value."""
-    if isinstance(value, list | tuple):
-        return tuple(_whole(name, item, default) for item in value)
-    if not isinstance(value, ByTensor):
-        return _TRUTHS.get(value, value) if name == "rescale" else value
-    rules = value.rules
-    if name not in NO_DEFAULT and not any(rule.matches_all for rule in rules):
-        rules = (*rules, Rule(default))
-    return ByTensor(tuple(replace(rule, value=_whole(name, rule.value, default)) for rule in rules))
+def _as_truth(value: Any) -> Any:
+    """dare_linear's rescale as mergekit has it, where it has it."""
+    if isinstance(value, tuple):
+        return tuple(map(_as_truth, value))
+    if isinstance(value, ByTensor):
+        return ByTensor(tuple(replace(rule, value=_as_truth(rule.value)) for rule in value.rules))
+    return _TRUTHS.get(value, value)
 
 
 def _options(recipe: Recipe, name: Callable[[Path], str]) -> dict[str, Any]:
@@ -110,12 +106,7 @@ def saving(recipe: Recipe, file: str | None) -> Iterator[None]:
     target = Path(file)
     _check_target(target, overwrite=recipe.overwrite)
     yield
-    aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        write_file(aside, recipe_yaml(recipe).encode())
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_file(target, recipe_yaml(recipe).encode())
 
 
 def _check_target(target: Path, *, overwrite: bool) -> None:

@@ -111,6 +111,20 @@ def general_method(name: str, parameters: Mapping[str, object], agents: int) -> 
     return build_method(name, {key: value for key, value in parameters.items() if not varies(value)}, agents)
 
 
+def settled(general: Method, parameters: Mapping[str, object]) -> dict[str, Any]:
+    """Every parameter with its value. Rules end with the default where a tensor might be left without a value."""
+    usual = general.values()
+    return {**usual, **{name: _ended(name, value, usual[name]) for name, value in parameters.items() if varies(value)}}
+
+
+def _ended(name: str, value: object, default: Any) -> object:
+    if isinstance(value, list | tuple):
+        return tuple(_ended(name, item, default) for item in value)
+    if not isinstance(value, ByTensor) or name in NO_DEFAULT or any(rule.matches_all for rule in value.rules):
+        return value
+    return ByTensor((*value.rules, Rule(default)))
+
+
 def methods_by_tensor(
     name: str, parameters: Mapping[str, object], agents: Sequence[object], tensors: Iterable[str], merged: Iterable[str]
 ) -> dict[str, Method]:

@@ -263,6 +263,7 @@ def merged(recipe, output):
         {"method": "ties", "parameters": {"density": (0.3, ByTensor((Rule((0.1, 0.5), "attn"),)), 1.0)}},
         {"method": "dare_linear", "parameters": {"density": 0.5, "seed": 2**63 - 1, "rescale": "none"}},
         {"method": "dare_linear", "parameters": {"density": 0.5, "rescale": "inverse_density"}},
+        {"method": "dare_linear", "parameters": {"density": 0.5, "rescale": ByTensor((Rule(("l1", "none"), "mlp"),))}},
         {"method": "linear", "parameters": {"weight": [1, 2, 3]}, "exclude": ["norm$", "ä"], "only": ["layers"]},
         {"max_shard_size": "100KB", "allow_non_finite": True, "mixed_dtypes": True, "method": "ram"},
     ],
