@@ -25,9 +25,9 @@ from .formats.reading import WINDOW_GRAIN
 from .formats.safetensors import SINGLE, index_json, layout
 from .jobs import TensorJob
 from .kernels.contract import BLOCK
-from .methods import build_method
 from .methods.base import Measure, Method
 from .recipe import DEFAULT_SHARD, Recipe, compile_pattern
+from .varying import general_method, idle_filters, methods_by_tensor, plain, settled
 
 if TYPE_CHECKING:
     from .gguf.output import GgufOutput
@@ -38,10 +38,12 @@ QUANTIZING = 1 << 20
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything about a merge before it starts. Sizes in bytes."""
+    """Everything about a merge before it starts. Sizes in bytes. ``method`` is what all tensors have in common,
+    ``methods`` that of each merged tensor: parameters may vary."""
 
     recipe: Recipe
     method: Method
+    methods: Mapping[str, Method]
     base: Checkpoint
     agents: tuple[Checkpoint, ...]
     jobs: tuple[TensorJob, ...]
@@ -66,7 +68,16 @@ class Plan:
     @property
     def tensor_passes(self) -> int:
         """How often each merged tensor is read, at most; all but the first reading find it warm."""
-        return 1 + len(self.method.measures())
+        return 1 + max(len(method.measures()) for method in set(self.methods.values()))
+
+    def method_of(self, job: TensorJob) -> Method:
+        """The method with the parameters of one merged tensor."""
+        return self.methods[job.name]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Every parameter of the method with its value, which may be one that varies by tensor."""
+        return settled(self.method, self.recipe.parameters)
 
     def input_bytes(self, jobs: Iterable[TensorJob]) -> int:
         """Bytes of these tensors in the models that they are made from: one reading."""
@@ -110,6 +121,10 @@ class Plan:
         step = self.step(job, measure)
         return [(start, min(start + step, job.elements)) for start in range(0, job.elements, step)]
 
+    def method_dict(self) -> dict[str, Any]:
+        """The method and its parameters as plain data for JSON."""
+        return {"name": self.method.name, "parameters": {name: plain(value) for name, value in self.parameters.items()}}
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data for JSON."""
         return {
@@ -117,7 +132,7 @@ class Plan:
             "agents": [str(path) for path in self.recipe.agents],
             "output": None if self.output is None else str(self.output),
             "quantize": None if self.gguf is None else self.gguf.file_type.name,
-            "method": {"name": self.method.name, "parameters": self.method.values()},
+            "method": self.method_dict(),
             "passes": {"model": self.model_passes, "tensor": self.tensor_passes},
             "memory": asdict(self.memory),
             "io": self.io,
@@ -144,11 +159,13 @@ def make_plan(
 
     Raises FormatError, MismatchError, RecipeError, OutputError, BudgetError.
     """
-    method = build_method(recipe.method, recipe.parameters, len(recipe.agents))
+    method = general_method(recipe.method, recipe.parameters, len(recipe.agents))
     base = open_checkpoint(recipe.base)
     agents = tuple(open_checkpoint(path) for path in recipe.agents)
     _check_distinct(base, agents, method)
     jobs, notices = _plan_jobs(recipe, base, agents)
+    merged = [job.name for job in jobs if job.action == "merge"]
+    methods = methods_by_tensor(recipe.method, recipe.parameters, recipe.agents, base.tensors, merged)
     gguf: GgufOutput | None = None
     if recipe.gguf is not None:
         from .gguf.output import plan_gguf
@@ -164,13 +181,13 @@ def make_plan(
     io: Literal["mmap", "pread"] = "mmap" if recipe.io == "mmap" else "pread"
     threads = recipe.threads or processors()
     memory = budget.fit(
-        _demand(method, base, agents, jobs, mapped=io == "mmap"),
+        _demand(set(methods.values()), base, agents, jobs, mapped=io == "mmap"),
         allowed=budget.default_allowed() if recipe.max_ram is None else recipe.max_ram,
         reserved=budget.peak() if reserved is None else reserved,
         threads=threads,
     )
-    notices = (*notices, *(gguf.notices if gguf else ()))
-    plan = Plan(recipe, method, base, agents, jobs, output, files, memory, io, None, notices, gguf)
+    notices = (*recipe.notices, *idle_filters(recipe.parameters, merged), *notices, *(gguf.notices if gguf else ()))
+    plan = Plan(recipe, method, methods, base, agents, jobs, output, files, memory, io, None, notices, gguf)
     return plan if output is None else replace(plan, free_disk=_check_output(plan, output))
 
 
@@ -366,7 +383,7 @@ def output_width(jobs: Sequence[TensorJob]) -> int:
 
 
 def _demand(
-    method: Method,
+    methods: Iterable[Method],
     base: Checkpoint,
     agents: Sequence[Checkpoint],
     jobs: Sequence[TensorJob],
@@ -377,7 +394,7 @@ def _demand(
     counters, rows = 0, 0
     # a chunk of whole grains is longer than half a block, and its last block may be a short one
     blocks = max(-(-(1 + (job.grain > 1)) * job.elements // BLOCK) for job in merged)
-    for measure in method.measures():
+    for measure in (measure for method in methods for measure in method.measures()):
         size = 8 * prod(measure.shape(len(agents)))
         counters = max(counters, size) if measure.kind == "counts" else counters
         rows = max(rows, size * blocks) if measure.kind != "counts" else rows

@@ -70,7 +70,7 @@ def _recipe(plan: Plan) -> Facts:
     recipe = plan.recipe
     facts: Facts = {
         "method": plan.method.name,
-        "parameters": {name: _plain(value) for name, value in plan.method.values().items()},
+        "parameters": plan.method_dict()["parameters"],
         "dtype": recipe.dtype,
         "exclude": list(recipe.exclude),
         "only": list(recipe.only),

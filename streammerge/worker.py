@@ -122,7 +122,7 @@ class Worker:
 
     def _blend(self, task: Task, raws: Sequence[Bytes], offset: int, count: int) -> None:
         """One block of the result, encoded into its place among the packed bytes of the chunk."""
-        running, job, method = task.running, task.running.job, self._plan.method
+        running, job, method = task.running, task.running.job, self._plan.method_of(task.running.job)
         block = self._stored(task, raws, offset, count)
         if block is not None:
             before = self._found.tally.copy()
