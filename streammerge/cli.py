@@ -141,10 +141,19 @@ def plan(quiet: bool, as_json: bool, save_recipe: str | None, **options: Any) ->
 
 @cli.command()
 @click.argument("output", metavar="OUT")
-@option("--against", multiple=True, metavar="MODEL",
-        help="Compute the merge again from these models: the base, then every agent, in their order.")
-@option("--share", type=click.FloatRange(0, 1), default=0.05, show_default=True,
-        help="How much of it to compute again; 1 is all, and at least one chunk of every tensor.")
+@option(
+    "--against",
+    multiple=True,
+    metavar="MODEL",
+    help="Compute the merge again from these models: the base, then every agent, in their order.",
+)
+@option(
+    "--share",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="How much of it to compute again; 1 is all, and at least one chunk of every tensor.",
+)
 @option("--imatrix", metavar="FILE", help="The importance matrix that was used.")
 @option("--gguf-template", metavar="FILE", help="The GGUF template that was used.")
 @option("--max-ram", metavar="SIZE", help="Most memory that computing again may take.  [default: half of what is free]")

@@ -22,10 +22,10 @@ from .formats import codecs, quants
 from .formats.contract import Bytes, Reader, Source, TensorInfo
 from .formats.dtypes import DTYPES
 from .formats.gguf import GGML_TYPES
-from .manifest import manifest_path, open_output, read_manifest, recipe_again, without_time
+from .manifest import manifest_path, open_output, read_manifest, without_time
 from .planning import Plan, make_plan
 from .provenance import first_difference, run_facts
-from .recompute import recompute
+from .recompute import recipe_again, recompute
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def verify_against(
 ) -> Verification:
     """Compute a share of a verified output again from ``models``, the base first. Raises StreammergeError."""
     manifest = read_manifest(manifest_path(found.output))
-    plan = make_plan(recipe_again(manifest, models, options))
+    plan = make_plan(recipe_again(manifest, models, **options))
     problems = [f"{place}: is not what was merged: {text}" for place, text in _other_inputs(plan, manifest)]
     if problems:
         return replace(found, problems=tuple(problems))
@@ -203,7 +203,7 @@ class _NonFinite:
         self.count, self.first = 0, -1
         self._dtype = info.dtype
         self._is_plain = info.dtype in DTYPES
-        self._is_number = self._is_plain and DTYPES[info.dtype].floating or not self._is_plain
+        self._is_number = (self._is_plain and DTYPES[info.dtype].floating) or not self._is_plain
         block = (1, DTYPES[info.dtype].itemsize) if self._is_plain else _block(info.dtype)
         self._block, self._block_bytes = block
         self._values = np.empty(0, np.float32)
