@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from .errors import FormatError, RecipeError
 from .formats.dtypes import floating_dtype
+from .formats.inputs import read_text
 from .methods import find_method
+from .yamltext import parse_yaml
 
 DEFAULT_METHOD = "ram+"
 DEFAULT_SHARD = 5 * 10**9  # of safetensors; a GGUF file is one unless asked otherwise
@@ -106,8 +108,8 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     """A regular expression on tensor names. Raises RecipeError."""
     try:
         return re.compile(pattern)
-    except re.error as error:
-        raise RecipeError(f"{pattern!r} is not a regular expression: {error}") from None
+    except (re.error, RecursionError, OverflowError) as error:
+        raise RecipeError(f"{pattern!r:.200} is not a regular expression: {error}") from None
 
 
 # --- mergekit's YAML ------------------------------------------------------------------------------------------------
@@ -120,14 +122,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Per-model parameters become one value for each agent. Whatever is not understood is an error, never ignored.
     """
-    import yaml
-
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+        config = parse_yaml(path, read_text(path))
+    except FormatError as error:
+        raise RecipeError(str(error)) from None
     if not isinstance(config, dict):
         raise RecipeError(f"{path}: must hold a mapping with merge_method and models")
     unknown = [str(key) for key in config if key not in _KNOWN]
@@ -152,13 +150,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _model(path: Path, entry: object) -> tuple[Path, dict[str, object]]:
     if not isinstance(entry, dict) or "model" not in entry or set(entry) - {"model", "parameters"}:
-        raise RecipeError(f"{path}: each of models must be a mapping of model and parameters, found {entry!r}")
+        raise RecipeError(f"{path}: each of models must be a mapping of model and parameters, found {entry!r:.200}")
     return _local(path, entry["model"]), _scalars(path, entry.get("parameters"))
 
 
 def _local(path: Path, reference: object) -> Path:
     if not isinstance(reference, str):
-        raise RecipeError(f"{path}: model {reference!r} must be the path of a checkpoint")
+        raise RecipeError(f"{path}: model {reference!r:.200} must be the path of a checkpoint")
     return Path(reference)
 
 
@@ -166,7 +164,7 @@ def _scalars(path: Path, parameters: object) -> dict[str, object]:
     if parameters is None:
         return {}
     if not isinstance(parameters, dict):
-        raise RecipeError(f"{path}: parameters must be a mapping, found {parameters!r}")
+        raise RecipeError(f"{path}: parameters must be a mapping, found {parameters!r:.200}")
     for name, value in parameters.items():
         if isinstance(value, list | dict):
             raise RecipeError(f"{path}: {name}: gradients and filters are not supported, only single values")
