@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, Literal
 
 from .errors import FormatError
 
-MAX_JSON = 16 << 20  # bytes: some 150,000 tensors; 0.1 GB of ASCII and parsed text, twice as much of other text
-MAX_VALUES = 1_500_000  # in one JSON text: 125,000 tensors of two axes
+MAX_JSON = 16 << 20  # bytes; one character beyond the basic plane makes Python take four for each
+MAX_VALUES = 1_400_000  # in one JSON text: 116,000 tensors of two axes; parsed, they take up to 0.2 GB
 MAX_DEPTH = 100  # of what stands inside each other in JSON; Python's own recursion ends at 1000
 MAX_NAME = 1000  # characters of a tensor's name
 

@@ -215,8 +215,8 @@ def rope_factors(model: Llama) -> NDArray[np.float32] | None:
         return None
     with np.errstate(all="ignore"):
         factors = _llama3_factors(rope, model.head_size)
-    if not np.isfinite(factors).all():
-        raise FormatError(f"config.json: rope scaling {dict(rope)!r:.300} divides frequencies by what is no number")
+    if not (np.isfinite(factors) & (factors > 0)).all():
+        raise FormatError(f"config.json: rope scaling {dict(rope)!r:.300} divides frequencies by 0 or infinity")
     return factors
 
 
