@@ -177,7 +177,9 @@ class Method:
         preset = values.pop("preset", None)
         if preset is not None:
             if preset not in cls.presets:
-                raise RecipeError(f"{cls.name}: unknown preset {preset!r:.80}; known: {', '.join(cls.presets) or 'none'}")
+                raise RecipeError(
+                    f"{cls.name}: unknown preset {preset!r:.80}; known: {', '.join(cls.presets) or 'none'}"
+                )
             values = {**cls.presets[str(preset)], **values}
         known = {p.name: p for p in cls.parameters()}
         for name in values:

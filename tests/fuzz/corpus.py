@@ -1,4 +1,4 @@
-"""The whole inputs that are broken: a tiny Llama with everything beside it, a template, importance matrices, a recipe."""
+"""The whole inputs that are broken: a tiny Llama and what is beside it, a template, importance matrices, a recipe."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ Files = dict[str, bytes]
 
 @cache
 def corpus() -> Files:
-    """Contents by path: base/... (one file), agent/..., sharded/... (the base with an index), and what is beside them."""
+    """Contents by path: base/ (one file), agent/, sharded/ (the base with an index), and what is beside them."""
     with TemporaryDirectory() as place:
         folder = Path(place)
         base, (agent,) = make_models(folder, SHAPE, agents=1, dtype="F32")
@@ -49,7 +49,8 @@ def _dress(base: Path) -> None:
     """Everything that may lie beside weights."""
     (base / "README.md").write_text(CARD)
     (base / "generation_config.json").write_text(json.dumps({"top_k": 20, "temperature": 0.5}))
-    (base / "special_tokens_map.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": {"content": "</s>"}}))
+    named = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
+    (base / "special_tokens_map.json").write_text(json.dumps(named))
     (base / "chat_template.jinja").write_text("{{ messages }}")
     (base / "additional_chat_templates").mkdir()
     (base / "additional_chat_templates" / "tool.jinja").write_text("{{ tools }}")

@@ -1,4 +1,4 @@
-"""Breaks whole inputs, by a seeded random: bytes anywhere, values of JSON, of a safetensors header, of a GGUF header."""
+"""Breaks whole inputs, by a seeded random: bytes anywhere, values of JSON, headers of safetensors and of GGUF."""
 
 import json
 import os
@@ -13,21 +13,23 @@ for _ in range(150):
     DEEP = [DEEP]
 BACK = "\\"
 NASTY: tuple = (
-    None, True, False, -1, 0, 1, 2, 3, 64, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64, 10**400, -(2**63),
-    0.5, -0.0, 1e308, 1e-320, float("nan"), float("inf"), "", " ", "a" * 3000, "\0", "a\0b", "\ud800", "\udc80", "ü", "😀",
-    "../../x", "/etc/passwd", "..", ".", "a/b", f"C:{BACK}x", "\x1b[31mred", "two\nlines", "`<script>alert(1)</script>`", "a|b",
-    "---", "F32", "F16", "BF16", "F64", "I64", "BOOL", "U8", "F8_E4M3", "C64", "model.safetensors", "model.embed_tokens.weight",
-    "model.layers.999999999.mlp.up_proj.weight", "lm_head.weight", "x.qweight", "LlamaForCausalLM", "<s>", "BPE", [], {}, [[]],
-    [0], [1, 2], [-1], [2**63, 2], [0, 2**62], [1] * 70, ["a"], {"a": 1}, [None], {"content": None}, {"": ""},
-    {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}, {"rope_type": "yarn", "factor": 2}, {"quant_method": "\x1b[2J"},
-    list(range(500)), DEEP,
+    None, True, False, -1, 0, 1, 2, 3, 64, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64, 10**400,
+    -(2**63), 0.5, -0.0, 1e308, 1e-320, float("nan"), float("inf"),
+    "", " ", "a" * 3000, "\0", "a\0b", "\ud800", "\udc80", "ü", "😀", "../../x", "/etc/passwd", "..", ".", "a/b",
+    f"C:{BACK}x", "\x1b[31mred", "two\nlines", "`<script>alert(1)</script>`", "a|b", "---",
+    "F32", "F16", "BF16", "F64", "I64", "BOOL", "U8", "F8_E4M3", "C64", "model.safetensors", "lm_head.weight",
+    "model.embed_tokens.weight", "model.layers.999999999.mlp.up_proj.weight", "x.qweight", "LlamaForCausalLM", "<s>",
+    "BPE", [], {}, [[]], [0], [1, 2], [-1], [2**63, 2], [0, 2**62], [1] * 70, ["a"], {"a": 1}, [None],
+    {"content": None}, {"": ""}, {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]},
+    {"rope_type": "yarn", "factor": 2}, {"quant_method": "\x1b[2J"}, list(range(500)), DEEP,
 )  # fmt: skip
 NUMBERS = [0, 1, 2, 7, 8, 31, 32, 63, 64, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**61, 2**63 - 1, 2**63,
            2**64 - 1]  # fmt: skip
 YAML = (
-    "&a [*a, *a]", "{<<: {a: b}}", "!!int ''", "!!bool x", "!!timestamp x", "!!python/object/apply:os.system ['id']",
-    "!!binary '*'", "1" * 5000, "2001-99-99", ".inf", "~", "[" * 200, "{a: {b: {c: d}}}", "- - - a", "'", '"\\x', "? !!null",
-    "\t", "\0", "1:99:99", "0b", "0x", "%YAML 9.9", "*missing", "<<: 3", "!!set {a}", "!!omap [a]", "[1, 2, 3]", "../../../etc/passwd",
+    "&a [*a, *a]", "{<<: {a: b}}", "!!int ''", "!!bool x", "!!timestamp x", "!!binary '*'", "1" * 5000, "2001-99-99",
+    "!!python/object/apply:os.system ['id']", ".inf", "~", "[" * 200, "{a: {b: {c: d}}}", "- - - a", "'", '"\\x',
+    "? !!null", "\t", "\0", "1:99:99", "0b", "0x", "%YAML 9.9", "*missing", "<<: 3", "!!set {a}", "!!omap [a]",
+    "[1, 2, 3]", "../../../etc/passwd",
 )  # fmt: skip
 
 
@@ -139,7 +141,7 @@ def break_yaml(raw: bytes, rng: Random) -> bytes:
     return "\n".join(lines).encode("utf-8", "surrogateescape")
 
 
-# --- what is no content of a file --------------------------------------------------------------------------------------
+# --- what is no content of a file ------------------------------------------------------------------------------------
 
 
 def break_place(path: Path, outside: Path, rng: Random) -> None:
