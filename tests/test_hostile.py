@@ -319,6 +319,12 @@ def test_a_folder_called_like_the_output_is_no_traceback(pair, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_manifest_of_a_base_that_was_merged_itself_is_not_copied(pair, tmp_path):
+    base, agent = pair
+    first = merged(pair, tmp_path)
+    assert merged((first, agent), tmp_path / "second").is_dir()
+
+
 def test_nothing_in_a_model_is_run(pair, tmp_path):
     """Code beside weights is copied as it is, pickles are not even opened."""
     base, _ = pair

@@ -68,7 +68,7 @@ def _outcome(target: Target, folder: Path, out: Path) -> str:
     except StreammergeError as error:
         check_error(error)
         ended = type(error).__name__
-        if any(out.iterdir()):
+        if any(path.suffix != ".partial" for path in out.iterdir()):  # which may be resumed
             raise Broken("something of the output was left") from error
     check_memory(peak)
     if fingerprint(folder) != before:
