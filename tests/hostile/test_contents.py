@@ -121,11 +121,11 @@ def test_a_model_card_that_the_gguf_package_would_choke_on(llama, card, said):
             general_key_values(base, 1, name="m")
 
 
-def test_a_model_card_does_not_reach_the_terminal(llama, capfd):
+def test_what_the_gguf_package_thinks_of_a_model_card_is_not_printed(llama, caplog):
     base, _ = llama
-    (base / "README.md").write_text('---\nbase_model: [["\\e[2J"]]\n---\n')
+    (base / "README.md").write_text("---\nbase_model: [[a]]\n---\n")
     general_key_values(base, 1, name="m")
-    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
 
 
 def gguf_with(path, counts=(0, 1), value=b""):
