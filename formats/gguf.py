@@ -21,7 +21,7 @@ from gguf.constants import GGML_QUANT_SIZES
 from .atomic import FilesSink
 from .contract import IO, OutputFile, OutputTensor, Reader, TensorInfo
 from .errors import FormatError, OutputError
-from .reading import open_reader
+from .reading import open_reader, stamps
 
 SINGLE = "model.gguf"
 ALIGNMENT = 32  # what llama.cpp writes, whatever general.alignment says
@@ -161,6 +161,7 @@ class GgufSource:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files = _split_files(path)
+        self._stamps = stamps(self.files)
         headers = [read_header(file) for file in self.files]
         self.key_values = headers[0].key_values
         tensors: dict[str, TensorInfo] = {}
@@ -176,7 +177,7 @@ class GgufSource:
     def reader(self, io: IO) -> Reader:
         """See ``Source``. Blocks of quantized types are read by position: a mapping hands out aligned elements."""
         blocked = any(GGML_TYPES[info.dtype].block > 1 for info in self.tensors.values())
-        return open_reader(self.files, "pread" if blocked else io)
+        return open_reader(self._stamps, "pread" if blocked else io)
 
 
 def _split_files(path: Path) -> tuple[Path, ...]:

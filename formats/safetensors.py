@@ -16,8 +16,8 @@ from typing import Any, TypeGuard
 from .atomic import FilesSink, write_file
 from .contract import IO, OutputFile, OutputTensor, Reader, TensorInfo, total_bytes
 from .dtypes import DTYPES
-from .errors import FormatError
-from .reading import open_reader
+from .errors import FormatError, why
+from .reading import open_reader, stamps
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -30,6 +30,7 @@ class SafetensorsSource:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files = _weight_files(path)
+        self._stamps = stamps(self.files)
         tensors: dict[str, TensorInfo] = {}
         for file in self.files:
             for info in read_header(file):
@@ -43,7 +44,7 @@ class SafetensorsSource:
 
     def reader(self, io: IO) -> Reader:
         """See ``Source``."""
-        return open_reader(self.files, io)
+        return open_reader(self._stamps, io)
 
 
 # --- which files -------------------------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ def read_header(path: Path) -> list[TensorInfo]:
             length = _header_length(path, start, size)
             raw = file.read(length)
     except OSError as error:
-        raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+        raise FormatError(f"{path}: cannot be read: {why(error)}") from error
     entries = parse_json(path, raw)
     entries.pop("__metadata__", None)
     data_start = 8 + length

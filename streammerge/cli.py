@@ -1,12 +1,14 @@
 """The command line. Imports nothing heavy: ``streammerge --help`` answers at once."""
 
 import json
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -107,9 +109,9 @@ def merge(quiet: bool, as_json: bool, **options: Any) -> None:
     with display(quiet=quiet) as listener:
         report = merge_recipe(_recipe(**options), listener, stop)
     if as_json:
-        click.echo(json.dumps(report.to_dict(), indent=2))
+        _tell(json.dumps(report.to_dict(), indent=2))
     elif not quiet:
-        click.echo("\n".join(summary(report)))
+        _tell("\n".join(summary(report)))
 
 
 @cli.command()
@@ -142,6 +144,18 @@ def methods(name: str | None) -> None:
         click.echo(method_text(find_method(name)))
 
 
+def _tell(text: str) -> None:
+    """Print a result. Raises OutputError: what was merged is whole, but whoever waits for the text must know."""
+    from .errors import OutputError, why
+
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"the output is whole, but standard output cannot be written: {why(error)}") from error
+
+
 def _recipe(models: tuple[str, ...], parameters: tuple[str, ...], **options: Any) -> "Recipe":
     """A recipe from what was typed. Options that were not given leave a recipe file's own values."""
     from .api import recipe_of
@@ -165,15 +179,17 @@ def _recipe(models: tuple[str, ...], parameters: tuple[str, ...], **options: Any
 
 
 def _stop_on_signals() -> threading.Event:
-    """Ctrl-C and SIGTERM ask for a clean stop; a second Ctrl-C is Python's own."""
+    """Ctrl-C, SIGTERM and a terminal that is closed ask for a clean stop; a second Ctrl-C is Python's own."""
     stop = threading.Event()
 
     def ask(number: int, frame: object) -> None:
         stop.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    signal.signal(signal.SIGINT, ask)
-    signal.signal(signal.SIGTERM, ask)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it: so do we
+            signal.signal(number, ask)
     return stop
 
 
@@ -182,20 +198,28 @@ def main() -> None:
     try:
         cli(prog_name="streammerge", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Error: interrupted; nothing was written under the final name", err=True)
-        sys.exit(130)
+        _fail("interrupted; nothing was written under the final name", 130)
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains once more when it ends
         sys.exit(1)
     except MemoryError:
-        click.echo("Error: the system gave no more memory; give a smaller --max-ram", err=True)
-        sys.exit(1)
+        _fail("the system gave no more memory; give a smaller --max-ram", 1)
     except Exception as error:
-        from .errors import StreammergeError  # only now: it imports numpy
+        from .errors import StreammergeError, why  # only now: it imports numpy
 
-        if not isinstance(error, StreammergeError):
-            raise
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(error.exit_code)
+        if isinstance(error, StreammergeError):
+            _fail(str(error), error.exit_code)
+        if isinstance(error, OSError):
+            _fail(f"{error.filename or 'a file'}: {why(error)}", 1)
+        raise
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    """One line, if there is still somebody who reads it, and the exit code."""
+    with suppress(OSError):
+        click.echo(f"Error: {text}", err=True)
+    sys.exit(code)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import Interrupted
+from .errors import Interrupted, NonFiniteError, OutputError
 from .events import Advanced, Listener, PassStarted
-from .formats.contract import Sink
+from .formats.contract import Reader, Sink
 from .kernels.contract import Kernels
 from .methods.base import Extent, Measure, State
 from .planning import Plan
@@ -43,8 +43,13 @@ class _Execution:
             for name, values in (plan.gguf.constants if plan.gguf else {}).items():
                 self.sink.write(name, 0, values.view(np.uint8).ravel())
             workers = [Worker(plan, self.kernels, readers, self.sink) for _ in range(plan.memory.workers)]
-            state = self._measure_model(workers)
-            self._blend(workers, state)
+            try:
+                state = self._measure_model(workers)
+                self._blend(workers, state)
+            except (OutputError, NonFiniteError):
+                _check(readers)  # an input that was cut or rewritten meanwhile explains either
+                raise
+            _check(readers)
         return _total([worker.outcome for worker in workers], state)
 
     def _measure_model(self, workers: Sequence[Worker]) -> State:
@@ -109,6 +114,11 @@ class _Execution:
             raise Interrupted("interrupted; nothing was written under the final name")
         if errors:
             raise errors[0]
+
+
+def _check(readers: Sequence[Reader]) -> None:
+    for reader in readers:
+        reader.check()
 
 
 def _total(outcomes: Sequence[Outcome], state: State) -> Outcome:
