@@ -121,10 +121,11 @@ class Staging:
         shutil.rmtree(aside, ignore_errors=True)
 
     def _unlock(self, folder: Path) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-        (folder / ".lock").unlink(missing_ok=True)
+        with suppress(OSError):  # the mount is gone or read-only: no reason to hide what went wrong before
+            if self._lock is not None:
+                os.close(self._lock)
+            (folder / ".lock").unlink(missing_ok=True)
+        self._lock = None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -13,26 +13,31 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 
 # Larger than any system's struct sigaction; its content is only kept, never looked at.
 _SIGACTION_BYTES = 512
 
+Mapped = Callable[[], Iterable[tuple[Path, int]]]
+"""What is mapped just now: each file, and the size that it should have."""
+
 _lock = threading.Lock()
-_watched: dict[int, Callable[[], str]] = {}
+_watched: dict[int, Mapped] = {}
 _before = ctypes.create_string_buffer(_SIGACTION_BYTES)
 
 
-def watch(key: int, explain: Callable[[], str]) -> None:
-    """From now on a fault ends the process with the text of ``explain``, one line; the first that is not empty wins."""
+def watch(key: int, mapped: Mapped) -> None:
+    """From now on a fault ends the process with a line that names one of these files."""
     with _lock:
         if not _watched:
             _install()
-        _watched[key] = explain
+        _watched[key] = mapped
 
 
 def unwatch(key: int) -> None:
-    """No more faults of this kind are to be expected. After the last one all is as it was before the first."""
+    """Nothing more is mapped there. After the last one all is as it was before the first."""
     with _lock:
         if _watched.pop(key, None) is not None and not _watched and sys.platform != "win32":
             ctypes.CDLL(None).sigaction(signal.SIGBUS, _before, None)
@@ -52,10 +57,20 @@ def _fault(number: int) -> None:
     """The handler: on the thread that faulted, between two instructions. Returning would fault again, for ever."""
     text = "a mapped file cannot be read"
     try:
-        text = next(iter(_watched.values()))()
+        text = _explain({file: size for mapped in list(_watched.values()) for file, size in mapped()})
     finally:
         os.write(2, f"Error: {text}; --io pread reports this as an error\n".encode(errors="replace"))
         os._exit(1)
+
+
+def _explain(mapped: dict[Path, int]) -> str:
+    """Which file became shorter; if none did, which it may have been."""
+    for file, wanted in mapped.items():
+        with suppress(OSError):
+            size = file.stat().st_size
+            if size < wanted:
+                return f"{file}: became shorter while it was mapped: {size} bytes found, {wanted} wanted"
+    return f"{' or '.join(map(str, mapped))}: cannot be read where it is mapped; check the disk or the mount"
 
 
 _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(_fault)

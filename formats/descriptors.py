@@ -7,7 +7,7 @@ it is wanted; what is in use stays open.
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,8 @@ class PooledFile:
         for other in [file for file in _opened if file._users == 0]:
             if len(_opened) < _most_open():
                 break
+            if other.flags & os.O_RDWR:  # an error that nobody was told of may be forgotten once it is closed
+                os.fsync(other._descriptor)
             other._close()
         descriptor = os.open(self.path, self.flags | _ALWAYS)
         try:
@@ -67,7 +69,8 @@ class PooledFile:
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         del _opened[self]
-        os.close(descriptor)
+        with suppress(OSError):  # the mount is gone; what was written has been synced, or is given up
+            os.close(descriptor)
 
     def close(self) -> None:
         """Close the file, which nobody uses at the moment, if it is open."""

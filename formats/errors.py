@@ -32,7 +32,7 @@ _WHAT_TO_DO = {
     errno.EDQUOT: "free some, or choose another place",
     errno.ENOSPC: "free some, or choose another place",
     errno.EFBIG: "ulimit -f or the file system allows no larger one: give a smaller --max-shard-size",
-    errno.EFAULT: "it comes from a mapped input that cannot be read any more; --io pread says which",
+    errno.EFAULT: "a mapped input was cut, or its disk failed; --io pread says which",
 }
 
 

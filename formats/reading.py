@@ -5,8 +5,10 @@ exactly, and an error of the disk is an exception; a fault in a mapping is a sig
 A file that is not what it was when its header was read is an error, whenever that is found out.
 """
 
+import errno
 import mmap
 import os
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +24,7 @@ from .descriptors import PooledFile
 from .dtypes import DTYPES
 from .errors import FormatError, why
 
+_MADV_POPULATE_READ = 22  # Python has no name for it
 WINDOW_GRAIN = mmap.ALLOCATIONGRANULARITY  # a mapping begins at a multiple of this
 
 
@@ -131,16 +134,10 @@ class MapReader(PositionalReader):
     def __init__(self, files: Mapping[Path, Stamp]) -> None:
         super().__init__(files)
         self._windows: dict[tuple[str, int, int], tuple[Path, mmap.mmap]] = {}
-        busfault.watch(id(self), self._explain_fault)
+        busfault.watch(id(self), self._mapped)
 
-    def _explain_fault(self) -> str:
-        """Which of the files mapped just now became shorter; if none did, which it may have been."""
-        mapped = sorted({file for file, _ in list(self._windows.values())})
-        for file in mapped:
-            size, before = file.stat().st_size, self._stamps[file].size
-            if size < before:
-                return f"{file}: became shorter while it was mapped: {size} bytes found, {before} wanted"
-        return f"{' or '.join(map(str, mapped))}: cannot be read where it is mapped; check the disk or the mount"
+    def _mapped(self) -> list[tuple[Path, int]]:
+        return [(file, self._stamps[file].size) for file, _ in list(self._windows.values())]
 
     def read(self, tensor: TensorInfo, start: int, stop: int, buffer: Bytes) -> Bytes:
         """See ``Reader``."""
@@ -153,9 +150,11 @@ class MapReader(PositionalReader):
             if end > size:
                 raise _shorter(tensor, size)
             try:
-                window = _map(descriptor, end - first, first)
+                window = mmap.mmap(descriptor, end - first, offset=first, access=mmap.ACCESS_READ)
+                _touch(window)
             except (OSError, ValueError) as error:
-                raise FormatError(f"{tensor.file}: cannot be mapped: {error}; try --io pread") from error
+                reason = why(error) if isinstance(error, OSError) else error
+                raise FormatError(f"{tensor.file}: tensor {tensor.name!r} cannot be mapped: {reason}") from error
         self._windows[tensor.name, start, stop] = tensor.file, window
         view = np.frombuffer(window, np.uint8)[begin - first :]
         if begin % DTYPES[tensor.dtype].itemsize == 0:
@@ -177,12 +176,17 @@ class MapReader(PositionalReader):
         super().close()
 
 
-def _map(descriptor: int, length: int, start: int) -> mmap.mmap:
-    """A window for reading. Linux maps all its pages at once, which is much cheaper than one fault after another."""
-    if hasattr(mmap, "MAP_POPULATE"):
-        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-        return mmap.mmap(descriptor, length, flags=flags, prot=mmap.PROT_READ, offset=start)
-    return mmap.mmap(descriptor, length, offset=start, access=mmap.ACCESS_READ)
+def _touch(window: mmap.mmap) -> None:
+    """Map all pages at once, which is much cheaper than one fault after another; one that cannot be read is an OSError.
+
+    Not MAP_POPULATE: it says nothing about errors, and where reading fails, Linux 6 tries the same page for ever.
+    """
+    try:
+        if sys.platform.startswith("linux"):
+            window.madvise(_MADV_POPULATE_READ)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a kernel before 5.14
+            raise
 
 
 def _check(file: Path, stamp: Stamp, descriptor: int) -> None:

@@ -106,6 +106,7 @@ def merge(quiet: bool, as_json: bool, **options: Any) -> None:
     from .report import summary
 
     stop = _stop_on_signals()
+    _allow_many_files()
     with display(quiet=quiet) as listener:
         report = merge_recipe(_recipe(**options), listener, stop)
     if as_json:
@@ -191,6 +192,15 @@ def _stop_on_signals() -> threading.Event:
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it: so do we
             signal.signal(number, ask)
     return stop
+
+
+def _allow_many_files() -> None:
+    """As many as the system lets this process have: each window of each worker takes one where inputs are mapped."""
+    with suppress(ImportError, ValueError, OSError):  # Windows; macOS, whose hard limit is more than it allows
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def main() -> None:
