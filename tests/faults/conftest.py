@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import streammerge
 from bench.sample.generate import Shape, make_agent, make_base
 from streammerge.kernels.load import load_cpu
 
@@ -60,18 +61,36 @@ def models(shared_models):
     assert shared_models.digest() == before, "the inputs were touched"
 
 
+@pytest.fixture(scope="session")
+def slow(tmp_path_factory):
+    """Base and agent of 105 MB, all holes, which take a second to merge with ``ties`` and one thread."""
+    folder = tmp_path_factory.mktemp("slow")
+    shape = Shape(layers=1, hidden=512, intermediate=512, heads=8, kv_heads=8, vocab=100_000, tied=True)
+    base = make_base(folder / "base", shape, sparse=True)
+    return [base, make_agent(folder / "agent", base, index=0, sparse=True)]
+
+
+SLOWLY = ["-m", "ties", "--threads", "1"]
+
+
+def has_begun(output):
+    """Whether a merge into ``output`` is under way."""
+    return (output.with_name(output.name + ".partial") / "model.safetensors").exists()
+
+
 @pytest.fixture
 def own_models(shared_models, tmp_path):
     """Models that the test may spoil."""
     return Models(Path(shutil.copytree(shared_models.folder, tmp_path / "models")))
 
 
+_PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+
+
 def start(*arguments, wrap=(), **options):
     """The command line as a process; ``wrap`` is the command that runs it."""
     command = [*wrap, sys.executable, "-m", "streammerge", *arguments]
-    return subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+    return subprocess.Popen(list(map(str, command)), text=True, **{**_PIPES, **options})
 
 
 def run(*arguments, **options):
@@ -79,6 +98,23 @@ def run(*arguments, **options):
     child = start(*arguments, **options)
     _, said = child.communicate(timeout=60)
     return child.returncode, said
+
+
+def merge(models, output, **options):
+    """The merge in this process, for faults that need no other."""
+    base, *agents = models.paths
+    return streammerge.merge(base, agents, output, **{"method": "ram", **options})
+
+
+def when(kind, act):
+    """A listener that acts at the first event of a kind."""
+    waiting = [act]
+
+    def listen(event):
+        if isinstance(event, kind) and waiting:
+            waiting.pop()()
+
+    return listen
 
 
 def check_said(outcome, wanted, code=1):

@@ -8,18 +8,12 @@ import subprocess
 
 import pytest
 
-import streammerge
 from streammerge.errors import OutputError
 from streammerge.events import PassStarted, Planned
 from streammerge.formats import atomic
-from tests.faults.conftest import MIB, check_nothing_final, check_said, run
+from tests.faults.conftest import MIB, check_nothing_final, check_said, merge, run
 
 OUTPUT = 21 * MIB  # a little less than what a merge of the models writes
-
-
-def merge(models, output, **options):
-    base, *agents = models.paths
-    return streammerge.merge(base, agents, output, method="ram", **options)
 
 
 def test_a_disk_that_is_too_small_is_seen_before_the_work(models, mount):
