@@ -23,6 +23,7 @@ class OutputError(StreammergeError):
 _WHAT_TO_DO = {
     errno.EIO: "check the disk",
     errno.ENOTCONN: "is it still mounted?",
+    errno.ECONNABORTED: "is it still mounted?",
     errno.ESTALE: "is it still mounted?",
     errno.ETIMEDOUT: "is the network there?",
     errno.EACCES: "check who may read and write it",

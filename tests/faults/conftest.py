@@ -178,7 +178,7 @@ def fuse(tmp_path):
     def make(folder, *faults):
         place = tmp_path / f"fuse{len(running)}"
         place.mkdir()
-        command = [sys.executable, "-m", "tests.faults.passthrough", folder, place, *faults]
+        command = [sys.executable, "-m", "bench.reliability.passthrough", folder, place, *faults]
         child = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
         running.append((place, child))
         deadline = time.monotonic() + 10
