@@ -11,7 +11,7 @@ import shutil
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -63,11 +63,13 @@ _PIECE = 1024 * 1024  # of a file that is copied
 
 
 class Staging:
-    """The folder ``OUT.partial`` while an output is made. Leaving the ``with`` block unfinished removes it."""
+    """The folder ``OUT.partial`` while an output is made. Leaving the ``with`` block unfinished removes it, unless
+    ``keep`` was set: then another run may go on with what it holds."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
-        self.folder = target.with_name(target.name + ".partial")
+        self.folder = partial_folder(target)
+        self.keep = False
         self._finished = False
         self._parents: list[Path] = []
 
@@ -79,20 +81,24 @@ class Staging:
             self._lock = _lock(self.folder / ".lock")
         except OSError as error:
             raise OutputError(f"{self.folder}: cannot be created: {why(error)}") from error
-        self._remove_contents()  # what a killed run left
         return self
 
-    def _remove_contents(self) -> None:
-        for entry in self.folder.iterdir():
-            if entry.name != ".lock":
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    def clear(self, kept: Collection[str] = ()) -> None:
+        """Remove what an earlier run left, but for the files that are ``kept``. Raises OutputError."""
+        try:
+            for entry in self.folder.iterdir():
+                if entry.name not in kept and entry.name != ".lock":
+                    shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        except OSError as error:
+            raise OutputError(f"{self.folder}: cannot be cleared: {why(error)}") from error
 
-    def finish(self, files: Sequence[str] = (), replaced: Sequence[Path] = ()) -> None:
+    def finish(self, files: Sequence[str] = (), replaced: Sequence[Path] = (), own: Sequence[str] = ()) -> None:
         """Give the output its final name: the whole folder, or ``files`` of it, beside each other where ``OUT`` lies.
 
         Every file must be durable already; the folder and its parent are synced here. Of several files the first
         comes last: no loader takes the others for a model without it. What is ``replaced`` is set aside before, and
-        removed when all is in place; if anything fails, all is as it was.
+        removed when all is in place; if anything fails, all is as it was. ``own`` are files that only an unfinished
+        output has: of a folder they are removed last.
         """
         places = [(self.folder / name, self.target.with_name(name)) for name in reversed(files)]
         aside = self.folder.with_name(f"{self.target.name}.replaced-{os.getpid()}")
@@ -115,27 +121,38 @@ class Staging:
                 raise OutputError(f"{self.target}: cannot be put in place: {why(error)}") from error
             raise
         self._finished = True
-        self._unlock(self.folder if files else self.target)
+        self._unlock()
         if files:
             shutil.rmtree(self.folder, ignore_errors=True)
+        else:
+            for name in (*own, ".lock"):
+                (self.target / name).unlink(missing_ok=True)
         shutil.rmtree(aside, ignore_errors=True)
 
-    def _unlock(self, folder: Path) -> None:
-        with suppress(OSError):  # the mount is gone or read-only: no reason to hide what went wrong before
-            if self._lock is not None:
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            with suppress(OSError):  # the mount is gone: no reason to hide what went wrong before
                 os.close(self._lock)
-            (folder / ".lock").unlink(missing_ok=True)
-        self._lock = None
+            self._lock = None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._finished:
-            self._unlock(self.folder)
+        if self._finished:
+            return
+        if self.keep:
+            self._unlock()
+        else:
             shutil.rmtree(self.folder, ignore_errors=True)
+            self._unlock()
             for parent in self._parents:
                 with suppress(OSError):  # somebody else put something there
                     parent.rmdir()
+
+
+def partial_folder(target: Path) -> Path:
+    """Where an output is while it is made."""
+    return target.with_name(target.name + ".partial")
 
 
 def _move(source: Path, target: Path) -> None:
@@ -148,18 +165,25 @@ def _move(source: Path, target: Path) -> None:
 
 
 class PresizedFile:
-    """A file of known size that is written in place, in any order, from any thread."""
+    """A file of known size that is written in place, in any order, from any thread; ``existing`` if it is there."""
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, size: int, *, existing: bool = False) -> None:
         self.path = path
         self._file = PooledFile(path, os.O_RDWR)
         self._lock = threading.Lock()
         self._behind: deque[tuple[int, int]] = deque()
         self._waiting = 0
+        self._is_new = True
         try:
-            path.touch(exist_ok=False)
+            if not existing:
+                path.touch(exist_ok=False)
             with self._file.use() as descriptor:
-                _presize(descriptor, size)
+                if not existing:
+                    _presize(descriptor, size)
+                elif (found := os.fstat(descriptor).st_size) != size:
+                    raise OutputError(f"{path}: has {found} bytes instead of {size}; start anew with --overwrite")
+        except FileNotFoundError as error:
+            raise OutputError(f"{path}: is missing; start anew with --overwrite") from error
         except OSError as error:
             self.close()
             raise OutputError(f"{path}: cannot be written, {size} bytes in all: {why(error)}") from error
@@ -188,9 +212,11 @@ class PresizedFile:
         Dirty pages cannot be dropped: asking for it without waiting costs three times the write (measured).
         """
         if _sync_file_range is None:
+            self._is_new = True
             return
         _sync_file_range(descriptor, position, length, _START)
         with self._lock:
+            self._is_new = True
             self._behind.append((position, length))
             self._waiting += length
             late = []
@@ -202,7 +228,11 @@ class PresizedFile:
             os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_DONTNEED)
 
     def sync(self) -> None:
-        """Make the contents durable."""
+        """Make the contents durable, if there is anything new."""
+        with self._lock:
+            is_new, self._is_new = self._is_new, False
+        if not is_new:
+            return
         try:
             with self._file.use() as descriptor:
                 os.fsync(descriptor)
@@ -225,12 +255,12 @@ def _presize(descriptor: int, size: int) -> None:
 class FilesSink:
     """A sink over files whose headers and offsets are known: each pre-sized with zeros, ranges written in place."""
 
-    def __init__(self, folder: Path, files: Sequence[OutputFile]) -> None:
+    def __init__(self, folder: Path, files: Sequence[OutputFile], *, existing: bool = False) -> None:
         self._files: list[PresizedFile] = []
         self._places: dict[str, tuple[PresizedFile, int]] = {}
         try:
             for file in files:
-                opened = PresizedFile(folder / file.name, file.size)
+                opened = PresizedFile(folder / file.name, file.size, existing=existing)
                 self._files.append(opened)
                 opened.write(0, file.header)
                 self._places.update({name: (opened, offset) for name, offset in file.offsets.items()})
@@ -243,7 +273,7 @@ class FilesSink:
         file, offset = self._places[name]
         file.write(offset + start, data)
 
-    def finish(self) -> None:
+    def sync(self) -> None:
         """See ``Sink``."""
         for file in self._files:
             file.sync()
@@ -256,12 +286,26 @@ class FilesSink:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a small file durably."""
-    _write_pieces(path, [data])
+    replace_file(path, [data])
+
+
+def replace_file(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file durably, in one step: what stood there stays until the new one is whole."""
+    aside = path.with_name(path.name + ".new")
+    try:
+        with open(aside, "wb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _unwritten(path, 0, error) from error
 
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file durably. Raises FormatError where it cannot be read."""
-    _write_pieces(target, _pieces(source))
+    replace_file(target, _pieces(source))
 
 
 def _pieces(source: Path) -> Iterator[bytes]:
@@ -271,19 +315,6 @@ def _pieces(source: Path) -> Iterator[bytes]:
                 yield piece
     except OSError as error:
         raise FormatError(f"{source}: cannot be read: {why(error)}") from error
-
-
-def _write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
-    written = 0
-    try:
-        with open(path, "xb", buffering=0) as file:
-            for piece in pieces:
-                while piece:
-                    count = file.write(piece)
-                    written, piece = written + count, piece[count:]
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise _unwritten(path, written, error) from error
 
 
 def _unwritten(path: Path, position: int, error: OSError) -> OutputError:

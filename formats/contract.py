@@ -3,8 +3,7 @@
 A **source** is an opened input model. Opening reads and checks headers only; it yields a table of
 ``TensorInfo`` and nothing else is in memory. ``source.reader(io)`` gives a **reader**, which returns
 the raw bytes of any range of a tensor, from any thread. A **sink** is an output being written: its
-layout (files, headers, offsets) was fixed before, ranges may come in any order from any thread, and
-nothing appears under the final name before ``finish``.
+layout (files, headers, offsets) was fixed before, and ranges may come in any order from any thread.
 
 Bytes are turned into float32 and back by ``codecs.py``, whatever the format.
 """
@@ -128,12 +127,12 @@ class Sink(Protocol):
         """Put ``data`` at byte ``start`` of tensor ``name``. Raises OutputError."""
         ...
 
-    def finish(self) -> None:
-        """Make everything durable. Called once, after the last write."""
+    def sync(self) -> None:
+        """Make everything durable that was written before the call."""
         ...
 
     def close(self) -> None:
-        """Close the files; without ``finish`` the output stays unfinished."""
+        """Close the files."""
         ...
 
 

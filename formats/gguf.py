@@ -20,7 +20,7 @@ from gguf.constants import GGML_QUANT_SIZES
 
 from .atomic import FilesSink
 from .contract import IO, OutputFile, OutputTensor, Reader, TensorInfo
-from .errors import FormatError, OutputError
+from .errors import FormatError, OutputError, why
 from .reading import open_reader, stamps
 
 SINGLE = "model.gguf"
@@ -210,7 +210,7 @@ def read_header(path: Path) -> Header:
         with open(path, "rb", buffering=1 << 20) as file:
             return _parse(_Cursor(path, file, size))
     except OSError as error:
-        raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+        raise FormatError(f"{path}: cannot be read: {why(error)}") from error
 
 
 class _Cursor:

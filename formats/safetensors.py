@@ -144,7 +144,7 @@ def _regular_size(path: Path) -> int:
     try:
         status = path.stat()
     except OSError as error:
-        raise FormatError(f"{path}: cannot be opened: {error.strerror}") from error
+        raise FormatError(f"{path}: cannot be opened: {why(error)}") from error
     if not stat.S_ISREG(status.st_mode):
         raise FormatError(f"{path}: is not a regular file")
     return status.st_size
@@ -275,8 +275,8 @@ def index_json(files: Sequence[OutputFile]) -> bytes:
 class SafetensorsSink(FilesSink):
     """Writes the files of a ``layout`` into a folder, and the index that ties several together."""
 
-    def __init__(self, folder: Path, files: Sequence[OutputFile]) -> None:
-        super().__init__(folder, files)
+    def __init__(self, folder: Path, files: Sequence[OutputFile], *, existing: bool = False) -> None:
+        super().__init__(folder, files, existing=existing)
         if len(files) > 1:
             try:
                 write_file(folder / INDEX, index_json(files))

@@ -9,10 +9,10 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "Recipe", "Report", "StreammergeError", "__version__", "merge", "plan"]
+__all__ = ["Plan", "Recipe", "Report", "StreammergeError", "__version__", "merge", "plan", "verify"]
 
 if TYPE_CHECKING:
-    from .api import merge, plan
+    from .api import merge, plan, verify
     from .errors import StreammergeError
     from .planning import Plan
     from .recipe import Recipe
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "merge": "api",
     "plan": "api",
+    "verify": "api",
     "StreammergeError": "errors",
     "Plan": "planning",
     "Recipe": "recipe",

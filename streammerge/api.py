@@ -6,16 +6,18 @@ import time
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from . import budget
 from .budget import parse_size
-from .errors import Interrupted, RecipeError
-from .events import Finishing, Listener, Notice, Planned
-from .formats.contract import Sink
-from .planning import Plan, in_the_way, make_plan
+from .errors import RecipeError
+from .events import Listener, Notice, Planned
+from .planning import Plan, make_plan, processors
 from .recipe import GgufOptions, Recipe, parse_tensor_type
 from .report import Report
+
+if TYPE_CHECKING:
+    from .verify import Verification
 
 StrPath = str | PathLike[str]
 
@@ -40,6 +42,7 @@ class Options(TypedDict, total=False):
     allow_non_finite: bool
     mixed_dtypes: bool
     overwrite: bool
+    resume: bool
     quantize: str | None
     intermediate: Literal["auto", "bf16", "f16", "f32", "none"]
     imatrix: StrPath | None
@@ -107,9 +110,35 @@ def merge(
     """Merge ``agents`` into ``base`` and write ``output``: a folder, or a file that ends in .safetensors or .gguf.
 
     ``listener`` is called with the records of ``streammerge.events``; setting ``stop`` interrupts.
-    Raises StreammergeError; then nothing stands under the name ``output``.
+    Raises StreammergeError; then nothing stands under the name ``output``, and a note of the error (``__notes__``) says
+    whether the same call with ``resume=True`` would go on with what is done.
     """
     return merge_recipe(recipe_of(base, agents, output, **options), listener, stop)
+
+
+def verify(
+    output: StrPath,
+    against: Sequence[StrPath] = (),
+    *,
+    share: float = 0.05,
+    imatrix: StrPath | None = None,
+    gguf_template: StrPath | None = None,
+    max_ram: str | int | None = None,
+    threads: int | None = None,
+    listener: Listener = lambda event: None,
+    stop: threading.Event | None = None,
+) -> "Verification":
+    """Check a merged model against its manifest. ``against`` are the base and the agents: a ``share`` of the merge is
+    computed from them again, with the importance matrix and template that were used. Raises StreammergeError if there
+    is no manifest, or if a file cannot be read; what is wrong with the output is in ``problems``."""
+    from .verify import verify_against, verify_output
+
+    stop = stop or threading.Event()
+    found = verify_output(Path(output), threads or processors(), listener, stop)
+    if not against or found.problems:
+        return found
+    beside = {"imatrix": imatrix, "gguf_template": gguf_template, "max_ram": max_ram, "threads": threads}
+    return verify_against(found, [Path(model) for model in against], beside, share, listener, stop)
 
 
 def plan_recipe(recipe: Recipe, listener: Listener = lambda event: None) -> Plan:
@@ -130,45 +159,16 @@ def merge_recipe(
     # Everything that will be needed is loaded before the plan measures what is reserved.
     import yaml  # noqa: F401
 
-    from .execute import execute
-    from .folder import complete_folder
-    from .formats.atomic import Staging
     from .kernels.load import load_cpu
-    from .report import agent_shares
+    from .run import carry_out
 
     if recipe.output is None:
         raise RecipeError("no output given; add -o OUT, a folder or a file that ends in .safetensors or .gguf")
-    stop = stop or threading.Event()
     planned = plan_recipe(recipe, listener)
     kernels = load_cpu()
     began = time.perf_counter()  # kernels that had to be compiled first are no part of the merge
     listener(Planned(planned))
     for notice in planned.notices:
         listener(Notice(notice))
-    assert planned.output is not None
-    with Staging(planned.output) as staging:
-        sink = _open_sink(planned, staging.folder)
-        try:
-            outcome = execute(planned, kernels, sink, listener, stop)
-            listener(Finishing())
-            sink.finish()
-        finally:
-            sink.close()
-        shares = agent_shares(planned, outcome)
-        if planned.is_folder:
-            complete_folder(planned, staging.folder, shares)
-        if stop.is_set():
-            raise Interrupted("interrupted; nothing was written under the final name")
-        files = () if planned.is_folder else [file.name for file in planned.files]
-        staging.finish(files, in_the_way(planned) if recipe.overwrite else ())
+    outcome, shares = carry_out(planned, kernels, listener, stop or threading.Event())
     return Report(planned, outcome, time.perf_counter() - began, budget.peak(), shares)
-
-
-def _open_sink(plan: Plan, folder: Path) -> Sink:
-    if plan.gguf is None:
-        from .formats.safetensors import SafetensorsSink
-
-        return SafetensorsSink(folder, plan.files)
-    from .formats.gguf import GgufSink
-
-    return GgufSink(folder, plan.files)

@@ -3,11 +3,12 @@
 StreammergeError            1   the root: catch this
 ├── FormatError             1   an input is broken, or of a kind that is not read   (streammerge.formats)
 ├── OutputError             1   the output cannot be written                        (streammerge.formats)
+│   └── UnfinishedError     1   an unfinished run of it stands there, and going on was not asked for or is not possible
 ├── MismatchError           1   the models do not fit each other
 ├── NonFiniteError          1   a NaN or an infinity where a number should be
 ├── RecipeError             2   what was asked cannot be understood
 ├── BudgetError             3   it cannot be done within the memory that was granted
-└── Interrupted           130   Ctrl-C, SIGTERM or SIGHUP; nothing is left under the final name
+└── Interrupted           130   Ctrl-C, SIGTERM or SIGHUP; nothing stands under the final name
 """
 
 from .formats.errors import FormatError, OutputError, StreammergeError, why
@@ -21,8 +22,13 @@ __all__ = [
     "OutputError",
     "RecipeError",
     "StreammergeError",
+    "UnfinishedError",
     "why",
 ]
+
+
+class UnfinishedError(OutputError):
+    """An unfinished run stands where the output is made, and going on was not asked for, or is not possible."""
 
 
 class MismatchError(StreammergeError):

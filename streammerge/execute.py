@@ -1,8 +1,10 @@
 """Carries out a plan: the only place where bytes, float32 and methods meet.
 
     for each stage (a measure pass over the model; then, tensor by tensor, its passes and the blend):
-        workers take chunks:  read -> decode -> measure or blend -> encode -> write
+        workers take chunks:  read -> decode -> measure or blend -> encode -> checksum -> write -> ledger
         the last chunk of a pass concludes it, and lets the next pass of that tensor begin
+
+What the ledger has already, from a run that was interrupted, is not made again.
 
 Each worker owns buffers for one chunk, allocated once; nothing else grows with the model. Chunks are handed out
 in the order of the bytes on disk, a tensor's next pass before a new tensor, so that it finds its pages warm.
@@ -10,20 +12,24 @@ Not guaranteed: the order in which chunks are finished, and which of several err
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from . import checksum
 from .errors import Interrupted, NonFiniteError, OutputError
 from .events import Advanced, Listener, PassStarted
-from .formats.contract import Reader, Sink
+from .formats.contract import Sink
+from .jobs import TensorJob
 from .kernels.contract import Kernels
+from .ledger import Ledger, Outcome
 from .methods.base import Extent, Measure, State
 from .planning import Plan
-from .schedule import Running, Schedule
-from .worker import Outcome, Worker
+from .schedule import Running, Schedule, Task
+from .worker import Carried, Worker
 
 
 @dataclass
@@ -31,6 +37,7 @@ class _Execution:
     plan: Plan
     kernels: Kernels
     sink: Sink
+    ledger: Ledger
     listener: Listener
     stop: threading.Event
 
@@ -41,46 +48,65 @@ class _Execution:
                 readers.append(model.reader(plan.io))
                 stack.callback(readers[-1].close)
             for name, values in (plan.gguf.constants if plan.gguf else {}).items():
-                self.sink.write(name, 0, values.view(np.uint8).ravel())
+                raw = values.view(np.uint8).ravel()
+                self.sink.write(name, 0, raw)
+                self.ledger.add_constant(name, checksum.digest(raw.data))
             workers = [Worker(plan, self.kernels, readers, self.sink) for _ in range(plan.memory.workers)]
             try:
                 state = self._measure_model(workers)
                 self._blend(workers, state)
             except (OutputError, NonFiniteError):
-                _check(readers)  # an input that was cut or rewritten meanwhile explains either
+                for reader in readers:
+                    reader.check()  # an input that was cut or rewritten meanwhile explains either
                 raise
-            _check(readers)
-        return _total([worker.outcome for worker in workers], state)
+        self.ledger.total.state = state
+        return self.ledger.total
 
     def _measure_model(self, workers: Sequence[Worker]) -> State:
         """Measure passes over the whole model, each a stage of its own."""
         state: State = None
         if self.plan.method.scope != "model":
             return state
-        jobs = [job for job in self.plan.jobs if job.action == "merge" and job.counted]
-        for measure in self.plan.method.measures():
+        jobs = [(n, job) for n, job in enumerate(self.plan.jobs) if job.action == "merge" and job.counted]
+        for index, measure in enumerate(self.plan.method.measures()):
             if not measure.needed(state):
                 continue
-            self.listener(PassStarted(measure.title, self.plan.merged_input_bytes))
-            stage = [Running(job, [measure], state) for job in jobs]
-            self._stage(workers, stage)
-            results = [running.measured for running in stage if running.measured is not None]
-            total = np.add.accumulate(np.stack(results), axis=0)[-1]
-            extent = Extent("", sum(job.elements for job in jobs), len(self.plan.agents))
+            unknown = [(n, job) for n, job in jobs if self.ledger.measured(index, job.name) is None]
+            stage = [Running(n, job, [self.plan.method_of(job).measures()[index]], state) for n, job in unknown]
+            if stage:
+                self.listener(PassStarted(measure.title, self.plan.input_bytes(running.job for running in stage)))
+                self._stage(workers, stage, partial(self._measured, index))
+            results = [self.ledger.measured(index, job.name) for _, job in jobs]
+            total = np.add.accumulate(np.stack([found for found in results if found is not None]), axis=0)[-1]
+            extent = Extent("", sum(job.elements for _, job in jobs), len(self.plan.agents))
             state = measure.conclude(state, total, extent)
         return state
 
+    def _measured(self, index: int, running: Running) -> None:
+        assert running.measured is not None
+        self.ledger.add_measured(index, running.job.name, running.measured)
+
     def _blend(self, workers: Sequence[Worker], state: State) -> None:
-        local = self.plan.method.measures() if self.plan.method.scope == "tensor" else ()
-        reading = self.plan.merged_input_bytes * (1 + len(local)) + self.plan.copied_bytes
+        left = [(number, job) for number, job in enumerate(self.plan.jobs) if not self.ledger.is_finished(number)]
+        stage = [Running(number, job, [*self._local(job), None], state) for number, job in left]
+        reading = self.plan.input_bytes(running.job for running in stage for _ in running.passes)
         self.listener(PassStarted("merging", reading))
-        merging: list[Measure | None] = [*local, None]
-        stage = [Running(job, merging if job.action == "merge" else [None], state) for job in self.plan.jobs]
         self._stage(workers, stage)
 
-    def _stage(self, workers: Sequence[Worker], jobs: Sequence[Running]) -> None:
-        """Let all workers loose on these jobs and wait. Raises the first error, or Interrupted."""
-        schedule = Schedule(self.plan, jobs)
+    def _local(self, job: TensorJob) -> tuple[Measure, ...]:
+        """Measure passes over this tensor alone."""
+        merged = job.action == "merge" and self.plan.method.scope == "tensor"
+        return self.plan.method_of(job).measures() if merged else ()
+
+    def _stage(
+        self,
+        workers: Sequence[Worker],
+        jobs: Sequence[Running],
+        concluded: Callable[[Running], None] = lambda running: None,
+    ) -> None:
+        """Let all workers loose on these jobs and wait; ``concluded`` is told of each job that is through.
+        Raises the first error, or Interrupted."""
+        schedule = Schedule(self.plan, jobs, self.ledger.is_done)
         errors: list[BaseException] = []
 
         def work(worker: Worker) -> None:
@@ -89,9 +115,11 @@ class _Execution:
                     following = schedule.peek()
                     if following is not None:
                         worker.read_ahead(following)
-                    read, written = worker.outcome.bytes_read, worker.outcome.bytes_written
-                    schedule.done(task, worker.carry(task))
-                    self.listener(Advanced(worker.outcome.bytes_read - read, worker.outcome.bytes_written - written))
+                    carried = worker.carry(task)
+                    self._enter(task, carried)
+                    if schedule.done(task, carried.numbers):
+                        concluded(task.running)
+                    self.listener(Advanced(carried.found.bytes_read, carried.found.bytes_written))
             except BaseException as error:
                 errors.append(error)
                 schedule.stop()
@@ -110,29 +138,17 @@ class _Execution:
             for thread in threads:
                 thread.join()
             raise
-        if self.stop.is_set():
-            raise Interrupted("interrupted; nothing was written under the final name")
         if errors:
             raise errors[0]
+        if self.stop.is_set():
+            raise Interrupted("interrupted; nothing was written under the final name")
 
-
-def _check(readers: Sequence[Reader]) -> None:
-    for reader in readers:
-        reader.check()
-
-
-def _total(outcomes: Sequence[Outcome], state: State) -> Outcome:
-    first = outcomes[0]
-    for other in outcomes[1:]:
-        first.tally += other.tally
-        first.bytes_read += other.bytes_read
-        first.bytes_written += other.bytes_written
-        first.non_finite_inputs += other.non_finite_inputs
-        first.non_finite_outputs += other.non_finite_outputs
-        first.waiting += other.waiting
-        first.computing += other.computing
-    first.state = state
-    return first
+    def _enter(self, task: Task, carried: Carried) -> None:
+        """What is done goes into the ledger, once it is written."""
+        self.ledger.count(carried.found)
+        running = task.running
+        if running.passes[running.position] is None:
+            self.ledger.add(running.number, task.start, task.stop, carried.digests, carried.found)
 
 
 def execute(
@@ -141,9 +157,11 @@ def execute(
     sink: Sink,
     listener: Listener = lambda event: None,
     stop: threading.Event | None = None,
+    ledger: Ledger | None = None,
 ) -> Outcome:
-    """Carry out a plan into a sink. ``stop`` may be set from a signal handler or another thread.
+    """Carry out a plan into a sink, as far as ``ledger`` says that it is not done. ``stop`` may be set from a signal
+    handler or another thread.
 
     Raises FormatError, OutputError, NonFiniteError, Interrupted.
     """
-    return _Execution(plan, kernels, sink, listener, stop or threading.Event()).run()
+    return _Execution(plan, kernels, sink, ledger or Ledger(plan), listener, stop or threading.Event()).run()

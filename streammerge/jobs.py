@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from .formats.dtypes import DTYPES
+from .kernels.contract import BLOCK
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -73,3 +76,17 @@ class TensorJob:
         if self.target.heads:
             return self.elements // self.target.heads
         return self.row if self.target.is_quantized else 1
+
+    @property
+    def segment(self) -> int:
+        """Elements that one checksum is for: the fewest whole grains that fill a block. Chunks are cut between them."""
+        return -(-BLOCK // self.grain) * self.grain
+
+    @property
+    def segments(self) -> int:
+        """How many segments there are; the last may be a short one."""
+        return -(-self.elements // self.segment)
+
+    def written(self, elements: int) -> int:
+        """Bytes that so many elements take in the output, whole grains of them."""
+        return self.target.nbytes(elements) if self.target else elements * DTYPES[self.dtype].itemsize

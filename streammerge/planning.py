@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import prod
@@ -18,15 +18,16 @@ from . import budget
 from .budget import Demand, Memory
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import MismatchError, OutputError, RecipeError
+from .formats.atomic import partial_folder
 from .formats.contract import OutputFile, OutputTensor, TensorInfo, total_bytes
 from .formats.dtypes import DTYPES
 from .formats.reading import WINDOW_GRAIN
 from .formats.safetensors import SINGLE, index_json, layout
 from .jobs import TensorJob
 from .kernels.contract import BLOCK
-from .methods import build_method
 from .methods.base import Measure, Method
 from .recipe import DEFAULT_SHARD, Recipe, compile_pattern
+from .varying import general_method, idle_filters, methods_by_tensor, plain, settled
 
 if TYPE_CHECKING:
     from .gguf.output import GgufOutput
@@ -37,10 +38,12 @@ QUANTIZING = 1 << 20
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything about a merge before it starts. Sizes in bytes."""
+    """Everything about a merge before it starts. Sizes in bytes. ``method`` is what all tensors have in common,
+    ``methods`` that of each merged tensor: parameters may vary."""
 
     recipe: Recipe
     method: Method
+    methods: Mapping[str, Method]
     base: Checkpoint
     agents: tuple[Checkpoint, ...]
     jobs: tuple[TensorJob, ...]
@@ -65,23 +68,29 @@ class Plan:
     @property
     def tensor_passes(self) -> int:
         """How often each merged tensor is read, at most; all but the first reading find it warm."""
-        return 1 + len(self.method.measures())
+        return 1 + max(len(method.measures()) for method in set(self.methods.values()))
 
-    @cached_property
-    def merged_input_bytes(self) -> int:
-        """Bytes of the merged tensors in base and agents together: one reading."""
-        merged = [job.name for job in self.jobs if job.action == "merge"]
-        return sum(model.tensors[name].nbytes for name in merged for model in (self.base, *self.agents))
+    def method_of(self, job: TensorJob) -> Method:
+        """The method with the parameters of one merged tensor."""
+        return self.methods[job.name]
 
-    @cached_property
-    def copied_bytes(self) -> int:
-        """Bytes of the tensors that only the base gives."""
-        return sum(self.base.tensors[job.name].nbytes for job in self.jobs if job.action != "merge")
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Every parameter of the method with its value, which may be one that varies by tensor."""
+        return settled(self.method, self.recipe.parameters)
+
+    def input_bytes(self, jobs: Iterable[TensorJob]) -> int:
+        """Bytes of these tensors in the models that they are made from: one reading."""
+        models = (self.base, *self.agents)
+        return sum(
+            model.tensors[job.name].nbytes for job in jobs for model in models[: None if job.action == "merge" else 1]
+        )
 
     @property
     def bytes_to_read(self) -> int:
         """Bytes read over all passes, at most."""
-        return self.merged_input_bytes * self.tensor_passes + self.copied_bytes
+        merged = self.input_bytes(job for job in self.jobs if job.action == "merge")
+        return self.input_bytes(self.jobs) + merged * (self.tensor_passes - 1)
 
     @cached_property
     def bytes_to_write(self) -> int:
@@ -91,12 +100,12 @@ class Plan:
     def step(self, job: TensorJob, measure: Measure | None = None) -> int:
         """Elements of a chunk of this job, in a measure pass or (None) the blend.
 
-        What is blended is cut between the grains of its output. Float sums are cut at multiples of BLOCK, whatever
+        What is blended is cut between the segments of its output. Float sums are cut at multiples of BLOCK, whatever
         the output is: so they never change.
         """
         if measure is not None and measure.kind != "blocks":
             return self.memory.chunk
-        return self.memory.chunk // job.grain * job.grain
+        return max(self.memory.chunk // job.segment * job.segment, min(job.segment, self.memory.chunk))
 
     def blocks(self, job: TensorJob, measure: Measure | None = None) -> int:
         """How many blocks all chunks of a job have together."""
@@ -112,6 +121,10 @@ class Plan:
         step = self.step(job, measure)
         return [(start, min(start + step, job.elements)) for start in range(0, job.elements, step)]
 
+    def method_dict(self) -> dict[str, Any]:
+        """The method and its parameters as plain data for JSON."""
+        return {"name": self.method.name, "parameters": {name: plain(value) for name, value in self.parameters.items()}}
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data for JSON."""
         return {
@@ -119,7 +132,7 @@ class Plan:
             "agents": [str(path) for path in self.recipe.agents],
             "output": None if self.output is None else str(self.output),
             "quantize": None if self.gguf is None else self.gguf.file_type.name,
-            "method": {"name": self.method.name, "parameters": self.method.values()},
+            "method": self.method_dict(),
             "passes": {"model": self.model_passes, "tensor": self.tensor_passes},
             "memory": asdict(self.memory),
             "io": self.io,
@@ -146,11 +159,13 @@ def make_plan(
 
     Raises FormatError, MismatchError, RecipeError, OutputError, BudgetError.
     """
-    method = build_method(recipe.method, recipe.parameters, len(recipe.agents))
+    method = general_method(recipe.method, recipe.parameters, len(recipe.agents))
     base = open_checkpoint(recipe.base)
     agents = tuple(open_checkpoint(path) for path in recipe.agents)
     _check_distinct(base, agents, method)
     jobs, notices = _plan_jobs(recipe, base, agents)
+    merged = [job.name for job in jobs if job.action == "merge"]
+    methods = methods_by_tensor(recipe.method, recipe.parameters, recipe.agents, base.tensors, merged)
     gguf: GgufOutput | None = None
     if recipe.gguf is not None:
         from .gguf.output import plan_gguf
@@ -164,15 +179,15 @@ def make_plan(
         output, files = recipe.output, _safetensors_files(recipe, jobs)
     # Positional reads by default: their memory is known exactly, and a failing disk is an error, not a signal.
     io: Literal["mmap", "pread"] = "mmap" if recipe.io == "mmap" else "pread"
-    threads = recipe.threads or _processors()
+    threads = recipe.threads or processors()
     memory = budget.fit(
-        _demand(method, base, agents, jobs, mapped=io == "mmap"),
+        _demand(set(methods.values()), base, agents, jobs, mapped=io == "mmap"),
         allowed=budget.default_allowed() if recipe.max_ram is None else recipe.max_ram,
         reserved=budget.peak() if reserved is None else reserved,
         threads=threads,
     )
-    notices = (*notices, *(gguf.notices if gguf else ()))
-    plan = Plan(recipe, method, base, agents, jobs, output, files, memory, io, None, notices, gguf)
+    notices = (*recipe.notices, *idle_filters(recipe.parameters, merged), *notices, *(gguf.notices if gguf else ()))
+    plan = Plan(recipe, method, methods, base, agents, jobs, output, files, memory, io, None, notices, gguf)
     return plan if output is None else replace(plan, free_disk=_check_output(plan, output))
 
 
@@ -184,7 +199,8 @@ def _safetensors_files(recipe: Recipe, jobs: Sequence[TensorJob]) -> tuple[Outpu
     return layout(tensors, limit or None, SINGLE)
 
 
-def _processors() -> int:
+def processors() -> int:
+    """How many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -319,13 +335,18 @@ def _check_output(plan: Plan, output: Path) -> int:
     existing = next(parent for parent in target.parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise OutputError(f"{existing}: is not a folder that can be written to")
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(existing).free + _size_on_disk(partial_folder(target))
     needed = plan.bytes_to_write + (len(index_json(plan.files)) if plan.gguf is None and len(plan.files) > 1 else 0)
     if needed > free:
         raise OutputError(
             f"{output}: needs {budget.format_size(needed)}, but {existing} has {budget.format_size(free)} free"
         )
     return free
+
+
+def _size_on_disk(folder: Path) -> int:
+    """Bytes that a folder, here of an earlier run, takes; it is gone on with or removed."""
+    return sum(getattr(file.stat(), "st_blocks", 0) * 512 for file in folder.rglob("*") if file.is_file())
 
 
 def in_the_way(plan: Plan) -> list[Path]:
@@ -362,7 +383,7 @@ def output_width(jobs: Sequence[TensorJob]) -> int:
 
 
 def _demand(
-    method: Method,
+    methods: Iterable[Method],
     base: Checkpoint,
     agents: Sequence[Checkpoint],
     jobs: Sequence[TensorJob],
@@ -373,7 +394,7 @@ def _demand(
     counters, rows = 0, 0
     # a chunk of whole grains is longer than half a block, and its last block may be a short one
     blocks = max(-(-(1 + (job.grain > 1)) * job.elements // BLOCK) for job in merged)
-    for measure in method.measures():
+    for measure in (measure for method in methods for measure in method.measures()):
         size = 8 * prod(measure.shape(len(agents)))
         counters = max(counters, size) if measure.kind == "counts" else counters
         rows = max(rows, size * blocks) if measure.kind != "counts" else rows
@@ -390,7 +411,7 @@ def _demand(
         floats=4 * (len(agents) + 2),
         worker=counters + edges + 2 * 4 * piece_size(jobs) + (QUANTIZING if piece_size(jobs) else 0),
         tensor=2 * counters + 3 * rows,
-        grain=max(job.grain for job in jobs),
+        grain=max(min(job.segment, job.elements) for job in jobs),
     )
 
 

@@ -6,7 +6,7 @@ pages warm. What blocks measured is added up so that neither the order nor the c
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,9 @@ from .planning import Plan
 
 @dataclass
 class Running:
-    """One job on its way through its passes."""
+    """One job on its way through its passes; ``number`` is its place in the plan."""
 
+    number: int
     job: TensorJob
     passes: Sequence[Measure | None]  # None is the blend
     state: State
@@ -44,8 +45,10 @@ class Task:
 class Schedule:
     """Hands out chunks to workers and concludes passes. Thread-safe."""
 
-    def __init__(self, plan: Plan, jobs: Sequence[Running]) -> None:
+    def __init__(self, plan: Plan, jobs: Sequence[Running], is_done: Callable[[int, int], bool]) -> None:
+        """``is_done(number, start)`` says whether the result of a chunk is written already."""
         self._plan = plan
+        self._is_done = is_done
         self._waiting = deque(jobs)
         self._ready: deque[Task] = deque()
         self._unfinished = 0
@@ -73,8 +76,8 @@ class Schedule:
                 return self._ready[0]
             return next(iter(self._tasks(self._waiting[0])), None) if self._waiting else None
 
-    def done(self, task: Task, numbers: NDArray[Any] | None) -> None:
-        """A chunk is finished; ``numbers`` is what it measured."""
+    def done(self, task: Task, numbers: NDArray[Any] | None) -> bool:
+        """A chunk is finished; ``numbers`` is what it measured. Returns whether it was the last of its job."""
         running = task.running
         with self._condition:
             if numbers is not None:
@@ -83,6 +86,7 @@ class Schedule:
             if running.left == 0:
                 self._conclude(running)
             self._condition.notify_all()
+            return running.position == len(running.passes)
 
     def stop(self) -> None:
         """Hand out nothing more."""
@@ -107,8 +111,9 @@ class Schedule:
         """The chunks of a job's present pass."""
         job, measure = running.job, running.passes[running.position]
         each = self._plan.blocks_of_chunk(job, measure)
-        chunks = self._plan.chunks(job, measure)
-        return [Task(running, *chunk, number * each) for number, chunk in enumerate(chunks)]
+        chunks = enumerate(self._plan.chunks(job, measure))
+        left = (pair for pair in chunks if measure is not None or not self._is_done(running.number, pair[1][0]))
+        return [Task(running, *chunk, number * each) for number, chunk in left]
 
     def _collect(self, task: Task, numbers: NDArray[Any]) -> None:
         measured, measure = task.running.measured, task.running.passes[task.running.position]

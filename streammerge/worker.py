@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from . import checksum
 from .errors import NonFiniteError
 from .formats import codecs
 from .formats.contract import Bytes, Reader, Sink
@@ -15,7 +16,8 @@ from .formats.dtypes import DTYPES
 from .jobs import TensorJob
 from .kernels.bfloat16 import Stored
 from .kernels.contract import BLOCK, MAX_STORED_AGENTS, Block, Kernels
-from .methods.base import Measure, State
+from .ledger import Outcome
+from .methods.base import Measure
 from .planning import Plan, encoded_size, input_widths, output_width, piece_size
 from .schedule import Task, storage
 
@@ -26,18 +28,13 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 
-@dataclass
-class Outcome:
-    """What a run found out. ``tally`` (agents, 2): changed and unique weights of the counted tensors."""
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What became of a chunk: what was found out, the numbers of a measure pass or the digests of what was written."""
 
-    tally: NDArray[np.int64]
-    state: State = None
-    bytes_read: int = 0
-    bytes_written: int = 0
-    non_finite_inputs: int = 0
-    non_finite_outputs: int = 0
-    waiting: float = 0.0  # seconds that workers spent in reading and writing, together
-    computing: float = 0.0  # seconds that they spent in kernels, together
+    found: Outcome
+    numbers: NDArray[Any] | None
+    digests: bytes
 
 
 class Worker:
@@ -56,39 +53,43 @@ class Worker:
         self._base = np.empty(BLOCK, np.float32)
         self._agents = np.empty(len(plan.agents) * BLOCK, np.float32)
         self._out = np.empty(BLOCK, np.float32)
-        self.outcome = Outcome(np.zeros((len(plan.agents), 2), np.int64))
-        self._unused = np.zeros_like(self.outcome.tally)
+        self._found = Outcome(np.zeros((len(plan.agents), 2), np.int64))
+        self._unused = np.zeros_like(self._found.tally)
+        self._digests = b""
 
-    def carry(self, task: Task) -> NDArray[Any] | None:
-        """Take one chunk from read to write; returns what a measure pass found."""
-        job = task.running.job
-        if job.action == "merge":
-            return self._merge(task)
-        self._copy(task)
-        return None
+    def carry(self, task: Task) -> Carried:
+        """Take one chunk from read to write."""
+        self._found, self._digests = Outcome(np.zeros_like(self._unused)), b""
+        numbers = None
+        if task.running.job.action == "merge":
+            numbers = self._merge(task)
+        else:
+            self._copy(task)
+        return Carried(self._found, numbers, self._digests)
 
     def _read(self, model: int, name: str, start: int, stop: int) -> Bytes:
         began = time.perf_counter()
         info = self._models[model].tensors[name]
         width = DTYPES[info.dtype].itemsize
         raw = self._readers[model].read(info, start * width, stop * width, self._raw[model])
-        self.outcome.bytes_read += len(raw)
-        self.outcome.waiting += time.perf_counter() - began
+        self._found.bytes_read += len(raw)
+        self._found.waiting += time.perf_counter() - began
         return raw
 
     def _write(self, job: TensorJob, start: int, stop: int, packed: Bytes) -> None:
         """Write elements ``start`` to ``stop``, which ``packed`` holds in the job's type."""
         name, position, data = job.name, start * DTYPES[job.dtype].itemsize, packed
+        began = time.perf_counter()
         if job.target is not None:
             assert self._encoder is not None
-            began = time.perf_counter()
             name, position = job.target.name, job.target.nbytes(job.target.first + start)
             data = self._encoder.encode(job, start, stop, packed)
-            self.outcome.computing += time.perf_counter() - began
+        self._digests = checksum.digests(data.data, job.written(job.segment))
+        self._found.computing += time.perf_counter() - began
         began = time.perf_counter()
         self._sink.write(name, position, data)
-        self.outcome.bytes_written += len(data)
-        self.outcome.waiting += time.perf_counter() - began
+        self._found.bytes_written += len(data)
+        self._found.waiting += time.perf_counter() - began
 
     def _release(self, models: int, name: str, start: int, stop: int) -> None:
         for model in range(models):
@@ -112,7 +113,7 @@ class Worker:
                 assert numbers is not None
                 target = numbers if measure.kind == "counts" else numbers[offset // BLOCK]
                 self._measure(task, measure, raws, offset, count, target)
-        self.outcome.computing += time.perf_counter() - began
+        self._found.computing += time.perf_counter() - began
         if measure is None:
             packed = (task.stop - task.start) * DTYPES[job.dtype].itemsize
             self._write(job, task.start, task.stop, self._packed[:packed])
@@ -121,15 +122,15 @@ class Worker:
 
     def _blend(self, task: Task, raws: Sequence[Bytes], offset: int, count: int) -> None:
         """One block of the result, encoded into its place among the packed bytes of the chunk."""
-        running, job, method = task.running, task.running.job, self._plan.method
+        running, job, method = task.running, task.running.job, self._plan.method_of(task.running.job)
         block = self._stored(task, raws, offset, count)
         if block is not None:
-            before = self.outcome.tally.copy()
+            before = self._found.tally.copy()
             stored = Stored()
             method.blend(cast(Kernels, stored), block, running.state)
             if stored.finite:
                 return
-            self.outcome.tally[:] = before  # over float32 once more, where what is not finite is counted and named
+            self._found.tally[:] = before  # over float32 once more, where what is not finite is counted and named
         block = self._decode(task, raws, offset, count)
         method.blend(self._kernels, block, running.state)
         self._encode(job, block, raws[0], offset)
@@ -162,7 +163,7 @@ class Worker:
 
     def _block(self, task: Task, offset: int, base: Any, agents: Any, out: Any) -> Block:
         job = task.running.job
-        tally = self.outcome.tally if job.counted else self._unused
+        tally = self._found.tally if job.counted else self._unused
         return Block(job.name, task.first_block + offset // BLOCK, task.start + offset, base, agents, out, tally)
 
     def _decode(self, task: Task, raws: Sequence[Bytes], offset: int, count: int) -> Block:
@@ -187,7 +188,7 @@ class Worker:
             codecs.decode("F64", base_raw[begin : begin + count * width], self._base[:count])
             codecs.keep_base(block.out, self._base[:count], base_raw[begin : begin + count * width], packed)
         if found:
-            self.outcome.non_finite_outputs += found
+            self._found.non_finite_outputs += found
             if not self._plan.recipe.allow_non_finite:
                 raise self._bad_output(job, block.out, packed, block.start)
 
@@ -209,7 +210,7 @@ class Worker:
         """Any pass may meet them first; they are counted in the blend, which sees every value once."""
         job = task.running.job
         if task.running.passes[task.running.position] is None:
-            self.outcome.non_finite_inputs += found
+            self._found.non_finite_inputs += found
         if not self._plan.recipe.allow_non_finite:
             place = int(np.flatnonzero(~np.isfinite(row))[0])
             path = self._models[model].path

@@ -52,6 +52,12 @@ def _reserved_like_a_small_process(request, monkeypatch):
         monkeypatch.setattr("streammerge.budget.peak", lambda: 150 << 20)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_measured_before(monkeypatch, tmp_path_factory):
+    """Every test measures anew, and leaves nothing in the user's cache."""
+    monkeypatch.setattr("streammerge.statistics.FOLDER", tmp_path_factory.mktemp("statistics"))
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A folder with a tiny Llama: base (with a tokenizer and other files), agent-0, agent-1, agent-2."""

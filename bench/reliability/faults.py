@@ -78,7 +78,7 @@ def _file_size(stage: Stage) -> Ended:
 
 @_fault("read error, positional reads")
 def _read_error(stage: Stage) -> Ended:
-    """a FUSE file system that answers EIO past the first MiB of one agent"""
+    """a FUSE file system that answers EIO for a part of one agent"""
     return _read_error_by(stage, "pread")
 
 

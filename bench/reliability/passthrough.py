@@ -16,6 +16,8 @@ _STATUS = ("st_mode", "st_ino", "st_nlink", "st_uid", "st_gid", "st_size")
 _TIMES = ("st_atime", "st_mtime", "st_ctime")
 _SPACE = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail", "f_namemax")
 
+_BAD = (28, 35)  # from where to where a file cannot be read, in percent: neither its header nor what is sampled of it
+
 
 class Passthrough(Operations):  # type: ignore[misc, unused-ignore]  # mfusepy has no types
     """The calls that a merge makes, each made once more on the folder behind."""
@@ -48,9 +50,10 @@ class Passthrough(Operations):  # type: ignore[misc, unused-ignore]  # mfusepy h
 
     def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
         """See Operations."""
-        # The header can be read: a disk rarely fails at the first byte.
-        if self._faults.read_error and path.endswith(self._faults.read_error) and offset > 1 << 20:
-            raise FuseOSError(errno.EIO)
+        if self._faults.read_error and path.endswith(self._faults.read_error):
+            first, last = (os.fstat(fh).st_size * place // 100 for place in _BAD)
+            if offset < last and offset + size > first:
+                raise FuseOSError(errno.EIO)
         return os.pread(fh, size, offset)
 
     def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
@@ -106,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("mountpoint", type=Path)
-    parser.add_argument("--read-error", metavar="NAME", help="reading the file of this ending fails past 1 MiB")
+    parser.add_argument("--read-error", metavar="NAME", help="a part of the file of this ending cannot be read")
     parser.add_argument("--full-after", type=int, default=1 << 62, metavar="BYTES", help="then the disk is full")
     faults = parser.parse_args()
     FUSE(Passthrough(faults.folder, faults), os.fspath(faults.mountpoint), foreground=True)

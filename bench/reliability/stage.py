@@ -65,7 +65,7 @@ class Stage:
         child = self.start(*options, before=before)
         partial = self.output.with_name(self.output.name + ".partial")
         deadline = time.monotonic() + 60
-        while not (partial / "model.safetensors").exists() and child.poll() is None:
+        while not (partial / ".journal").exists() and child.poll() is None:
             if time.monotonic() > deadline:
                 raise Impossible("the merge did not begin within a minute")
             time.sleep(0.002)

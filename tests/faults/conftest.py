@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -75,7 +76,8 @@ SLOWLY = ["-m", "ties", "--threads", "1"]
 
 def has_begun(output):
     """Whether a merge into ``output`` is under way."""
-    return (output.with_name(output.name + ".partial") / "model.safetensors").exists()
+    journal = output.with_name(output.name + ".partial") / ".journal"
+    return journal.exists() and journal.stat().st_size > 0
 
 
 @pytest.fixture
@@ -131,6 +133,24 @@ def check_nothing_final(output):
     assert not output.exists()
     left = [entry.name for entry in output.parent.glob(output.name + "*")] if output.parent.exists() else []
     assert set(left) <= {output.name + ".partial"}
+
+
+def check_resumed(folder, models, *options):
+    """What was left under ``folder/out`` is not touched by another run, and resumed it ends as if nothing had been."""
+    check_said(run(*models, "-o", folder / "out", *options), "holds an unfinished run of this merge; to start anew")
+    ended, said = run(*models, "-o", folder / "out", *options, "--resume")
+    assert ended == 0, said
+    with TemporaryDirectory() as other:
+        assert run(*models, "-o", Path(other) / "out", *options)[0] == 0
+        check_same_files(folder / "out", Path(other) / "out")
+
+
+def check_same_files(found, wanted):
+    """Two folders with the same files."""
+    files = {file.relative_to(wanted) for file in wanted.rglob("*") if file.is_file()}
+    assert files == {file.relative_to(found) for file in found.rglob("*") if file.is_file()}
+    for file in files:
+        assert (found / file).read_bytes() == (wanted / file).read_bytes(), file
 
 
 def wait_for(condition, seconds=30):

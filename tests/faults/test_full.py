@@ -11,7 +11,7 @@ import pytest
 from streammerge.errors import OutputError
 from streammerge.events import PassStarted, Planned
 from streammerge.formats import atomic
-from tests.faults.conftest import MIB, check_nothing_final, check_said, merge, run
+from tests.faults.conftest import MIB, check_nothing_final, check_resumed, check_said, merge, run, when
 
 OUTPUT = 21 * MIB  # a little less than what a merge of the models writes
 
@@ -36,15 +36,29 @@ def test_a_disk_that_fills_up_before_space_is_reserved(models, mount):
     check_nothing_final(place / "out")
 
 
+def fill_up(place, spare):
+    """Take all that is free but ``spare`` bytes."""
+    with open(place / "other", "wb") as file, pytest.raises(OSError, match="No space"):
+        while True:
+            file.write(bytes(MIB))
+            file.flush()
+    os.truncate(place / "other", (place / "other").stat().st_size - spare)
+
+
 def test_what_is_reserved_cannot_be_taken_away(models, mount):
+    """The journal, the manifest and the card are small, and need a little more."""
     place = mount("tmpfs", size=40 * MIB)
-
-    def fill(event):
-        if isinstance(event, PassStarted):
-            with pytest.raises(OSError, match="No space"):
-                (place / "other").write_bytes(bytes(30 * MIB))
-
+    fill = when(PassStarted, lambda: fill_up(place, spare=2 * MIB))
     assert merge(models, place / "out.safetensors", listener=fill).outcome.bytes_written > OUTPUT
+
+
+def test_a_disk_without_room_for_the_journal(models, mount):
+    place = mount("tmpfs", size=40 * MIB)
+    with pytest.raises(OutputError, match=r"\.journal: cannot be written: No space left on device; free some"):
+        merge(models, place / "out", listener=when(PassStarted, lambda: fill_up(place, spare=0)))
+    check_nothing_final(place / "out")
+    (place / "other").unlink()
+    check_resumed(place, models.paths, "-m", "ram")
 
 
 def test_a_disk_that_fills_up_where_space_cannot_be_reserved(models, tmp_path, fuse):
@@ -129,7 +143,7 @@ def test_a_file_size_limit_is_an_error_and_no_signal(models, tmp_path):
 
 @pytest.mark.parametrize("kind", ["config.json", "README.md", "tokenizer.json"])
 def test_a_disk_that_fills_up_at_the_small_files(models, mount, monkeypatch, kind):
-    place, write = mount("tmpfs", size=40 * MIB), atomic._write_pieces
+    place, write = mount("tmpfs", size=40 * MIB), atomic.replace_file
 
     def fill(path, pieces):
         if path.name == kind:
@@ -137,7 +151,7 @@ def test_a_disk_that_fills_up_at_the_small_files(models, mount, monkeypatch, kin
                 (place / "other").write_bytes(bytes(40 * MIB))
         write(path, pieces)
 
-    monkeypatch.setattr(atomic, "_write_pieces", fill)
+    monkeypatch.setattr(atomic, "replace_file", fill)
     with pytest.raises(OutputError, match=rf"{kind}: cannot be written: No space left on device"):
         merge(models, place / "out")
     check_nothing_final(place / "out")

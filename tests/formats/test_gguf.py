@@ -181,7 +181,7 @@ def test_what_the_reference_writer_writes_is_written_alike_and_read(tmp_path):
         sink.write(info.name, 0, raw)
         reader.release(info, 0, info.nbytes)
     reader.close()
-    sink.finish()
+    sink.sync()
     sink.close()
     assert (tmp_path / "model.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
 

@@ -169,7 +169,7 @@ def test_the_layout_is_what_the_reference_library_reads(tmp_path):
         raw = np.frombuffer(a.tobytes(), np.uint8)
         for start in [*range(1, len(raw), 2), *range(0, len(raw), 2)]:
             sink.write(name, start, raw[start : start + 1])
-    sink.finish()
+    sink.sync()
     sink.close()
     loaded = load_file(tmp_path / "model.safetensors")
     assert {n: a.tobytes() for n, a in loaded.items()} == {n: a.tobytes() for n, a in arrays.items()}

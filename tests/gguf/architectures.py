@@ -164,7 +164,7 @@ def write_gguf(path, arrays, key_values, types, max_shard_bytes=None):
     sink = GgufSink(path.parent, files)
     for output in outputs:
         sink.write(output.name, 0, encoded(output.dtype, arrays[output.name]))
-    sink.finish()
+    sink.sync()
     sink.close()
     return path.parent / files[0].name
 

@@ -81,7 +81,7 @@ def write_gguf(folder, tensors, key_values, max_shard_bytes=None, name="model.gg
     sink = GgufSink(folder, files)
     for tensor_name, values in arrays.items():
         sink.write(tensor_name, 0, np.frombuffer(values.tobytes(), np.uint8))
-    sink.finish()
+    sink.sync()
     sink.close()
     return arrays, folder / files[0].name
 

@@ -21,7 +21,7 @@ def write_new(folder, arrays, pairs=PAIRS):
     sink = GgufSink(folder, layout(tensors, pairs, single_name="imatrix.gguf"))
     for name, values in arrays.items():
         sink.write(name, 0, np.frombuffer(np.asarray(values, "<f4").tobytes(), np.uint8))
-    sink.finish()
+    sink.sync()
     sink.close()
     return folder / "imatrix.gguf"
 

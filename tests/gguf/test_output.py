@@ -164,7 +164,9 @@ def test_a_folder_gets_a_file_named_by_the_convention(models, tmp_path):
     folder.mkdir()
     (folder / "other.gguf").write_bytes(b"stays")
     report = streammerge.merge(*models, folder, quantize="Q4_K_M", **PRE)
-    assert sorted(path.name for path in folder.iterdir()) == ["Some-Model-14M-Q4_K_M.gguf", "other.gguf"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "Some-Model-14M-Q4_K_M.gguf", "Some-Model-14M-Q4_K_M.gguf.manifest.json", "other.gguf",
+    ]  # fmt: skip
     assert report.to_dict()["output"] == str(folder / "Some-Model-14M-Q4_K_M.gguf")
     with pytest.raises(OutputError, match=r"Q4_K_M\.gguf: exists already"):
         streammerge.merge(*models, folder, quantize="Q4_K_M", **PRE)
@@ -199,11 +201,11 @@ def test_what_is_overwritten_goes_all_at_once(models, tmp_path):
     with pytest.raises(OutputError, match="exists already"):
         streammerge.merge(*models, tmp_path / "s.gguf", quantize="Q8_0", **PRE)
     streammerge.merge(*models, tmp_path / "s.gguf", quantize="Q8_0", overwrite=True, **PRE)
-    assert [path.name for path in tmp_path.iterdir()] == ["s.gguf"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.gguf", "s.gguf.manifest.json"]
     report = streammerge.merge(
         *models, tmp_path / "s.gguf", quantize="Q8_0", max_shard_size="4MB", overwrite=True, **PRE
     )
-    assert sorted(path.name for path in tmp_path.iterdir()) == report.to_dict()["files"]
+    assert sorted(path.name for path in tmp_path.glob("*.gguf")) == report.to_dict()["files"]
 
 
 @pytest.mark.parametrize("option", ["imatrix", "gguf_template"])

@@ -1,0 +1,133 @@
+"""The manifest beside an output: what it was made from, and a checksum of everything in it.
+
+Of a folder it is ``streammerge-manifest.json`` in it, of files ``OUT.manifest.json`` beside them. The same inputs and
+recipe give the same manifest, byte for byte, on any machine and at any budget. The model card is not in it: it is there
+to be edited.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import checksum
+from .errors import FormatError, OutputError
+from .folder import CARD
+from .formats.contract import OutputFile, Source
+from .formats.gguf import GgufSource
+from .formats.safetensors import SafetensorsSource, parse_json
+from .ledger import Ledger
+from .planning import Plan, weights_of
+from .provenance import Facts
+
+NAME = "streammerge-manifest.json"
+VERSION = 1
+
+
+def manifest_path(output: Path) -> Path:
+    """Where the manifest of an output is: of a folder inside it, of a file beside it."""
+    return output / NAME if output.is_dir() else output.with_name(manifest_name(output))
+
+
+def manifest_name(output: Path) -> str:
+    """What the manifest of an output file is called."""
+    return f"{output.name}.manifest.json"
+
+
+def open_output(path: Path) -> Source:
+    """Open a written model, a folder or a file, by its headers. Raises FormatError."""
+    if path.suffix.lower() == ".gguf":
+        return GgufSource(path)
+    if path.is_dir() and not any(path.glob("*.safetensors")):
+        first = next(iter(sorted(path.glob("*.gguf"))), None)
+        if first is not None:
+            return GgufSource(first)
+    return SafetensorsSource(path)
+
+
+def make_manifest(plan: Plan, run: Facts, ledger: Ledger, folder: Path) -> bytes:
+    """The manifest of the finished weights in ``folder``. Their headers are read once more, and must hold as many
+    weights as were planned. Raises OutputError if they do not."""
+    written = open_output(folder if plan.is_folder else folder / plan.files[0].name)
+    found, wanted = sum(info.elements for info in written.tensors.values()), _planned_weights(plan)
+    if found != wanted:
+        raise OutputError(
+            f"{plan.output}: {found:,} weights were written, {wanted:,} planned: a defect; please report it"
+        )
+    inputs = [{**model, "files": [without_time(file) for file in model["files"]]} for model in run["inputs"]]
+    facts = {
+        "manifest": VERSION,
+        **run,
+        "inputs": inputs,
+        "beside": [without_time(file) for file in run["beside"]],
+        "checksums": checksum.ALGORITHM,
+        "weights": wanted,
+        "non_finite": ledger.total.non_finite_outputs,
+        "files": {file.name: _header(file) for file in plan.files},
+        "tensors": _tensors(plan, written, ledger.checksums()),
+        "companions": {name: checksum.of_file(folder / name) for name in companions(folder, plan)},
+    }
+    return json.dumps(facts, indent=1).encode() + b"\n"
+
+
+def read_manifest(path: Path) -> Mapping[str, Any]:
+    """The manifest in a file. Raises FormatError if it is not one."""
+    try:
+        facts = parse_json(path, path.read_bytes())
+    except OSError as error:
+        raise FormatError(
+            f"{path}: cannot be read: {error.strerror}; only outputs with a manifest can be verified"
+        ) from None
+    if facts.get("manifest") != VERSION:
+        raise FormatError(f"{path}: is not a manifest of version {VERSION}, found {facts.get('manifest')!r}")
+    return facts
+
+
+def companions(folder: Path, plan: Plan) -> Iterator[str]:
+    """The files of an output folder beside weights, card and manifest, in the order of their names."""
+    if not plan.is_folder:
+        return
+    weights = {file.name for file in plan.files}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not name.startswith(".") and name not in (CARD, NAME, *weights):
+            yield name
+
+
+def _planned_weights(plan: Plan) -> int:
+    constants = plan.gguf.constants.values() if plan.gguf else ()
+    return sum(weights_of(plan.jobs).values()) + sum(values.size for values in constants)
+
+
+def _header(file: OutputFile) -> Facts:
+    return {"size": file.size, "header_size": len(file.header), "header": checksum.digest(file.header).hex()}
+
+
+def without_time(file: Facts) -> Facts:
+    """A file's facts without when it was modified: a copy has another time."""
+    return {name: value for name, value in file.items() if name != "modified"}
+
+
+def _tensors(plan: Plan, written: Source, checksums: Mapping[str, str]) -> dict[str, Facts]:
+    jobs: dict[str, list[Any]] = {}
+    for job in plan.jobs:
+        jobs.setdefault(job.target.name if job.target else job.name, []).append(job)
+    facts = {}
+    for name, info in written.tensors.items():
+        made = jobs.get(name, [])
+        facts[name] = {
+            "file": info.file.name,
+            "dtype": info.dtype,
+            "shape": list(info.shape),
+            "from": [job.name for job in made],
+            "origin": _origin([job.action for job in made]),
+            "segment": made[0].written(made[0].segment) if made else info.nbytes,
+            "checksum": checksums[name],
+        }
+    return facts
+
+
+def _origin(actions: Sequence[str]) -> str:
+    if not actions:
+        return "computed"
+    return "merged" if "merge" in actions else "base"

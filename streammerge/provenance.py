@@ -1,0 +1,110 @@
+"""What a run is made of: recipe, versions, inputs. Two runs that agree in this give the same bytes."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from . import __version__, checksum
+from .checkpoint import Checkpoint
+from .errors import FormatError, why
+from .planning import Plan
+from .report import model_name
+
+Facts = dict[str, Any]
+
+_HEAD = 64 << 20  # of files beside the models: an importance matrix as a whole, a template's metadata
+
+
+def run_facts(plan: Plan) -> Facts:
+    """Everything that decides the bytes of a plan's output, as plain data. Reads the headers once more, and a few
+    kilobytes of every input file. Raises FormatError."""
+    return {
+        "versions": _versions(plan),
+        "recipe": _recipe(plan),
+        "inputs": [_model(model) for model in (plan.base, *plan.agents)],
+        "beside": [_file(file, _HEAD) for file in (plan.gguf.read if plan.gguf else ())],
+        "layout": checksum.digest(b"".join(file.name.encode() + file.header for file in plan.files)).hex(),
+    }
+
+
+def first_difference(found: Any, wanted: Any, where: str = "") -> str | None:
+    """Where two facts differ, in words; None if they do not."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        pairs = [(f"{where} {key}".strip(), found.get(key), wanted.get(key)) for key in {**wanted, **found}]
+    elif isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        pairs = [
+            (f"{where} {_label(item, number)}", item, was) for number, (item, was) in enumerate(zip(found, wanted))
+        ]
+    else:
+        return None if found == wanted else f"{where} is {found}, was {wanted}"
+    return next((text for place, one, other in pairs if (text := first_difference(one, other, place))), None)
+
+
+def _label(item: Any, number: int) -> str:
+    return str(item["name"]) if isinstance(item, dict) and "name" in item else str(number + 1)
+
+
+def check_unchanged(inputs: list[Facts], plan: Plan) -> None:
+    """The inputs must be as ``run_facts`` found them. Raises FormatError naming the file that changed."""
+    for facts, model in zip(inputs, (plan.base, *plan.agents), strict=True):
+        for wanted, file in zip(facts["files"], model.files, strict=True):
+            try:
+                status = file.stat()
+            except OSError as error:
+                raise FormatError(f"{file}: vanished while it was read: {why(error)}") from error
+            if (status.st_size, status.st_mtime_ns) != (wanted["size"], wanted["modified"]):
+                raise FormatError(f"{file}: changed while it was read; merge again once nobody writes to it")
+
+
+def _versions(plan: Plan) -> Facts:
+    import numba
+    import numpy
+
+    found = {"streammerge": __version__, "numpy": numpy.__version__, "numba": numba.__version__}
+    return found | ({"gguf": version("gguf")} if plan.gguf else {})
+
+
+def _recipe(plan: Plan) -> Facts:
+    recipe = plan.recipe
+    facts: Facts = {
+        "method": plan.method.name,
+        "parameters": plan.method_dict()["parameters"],
+        "dtype": recipe.dtype,
+        "exclude": list(recipe.exclude),
+        "only": list(recipe.only),
+    }
+    if recipe.gguf is not None:
+        options = {name: _plain(value) for name, value in asdict(recipe.gguf).items()}
+        options["imatrix"] = options["gguf_template"] = None  # told by their contents
+        facts["gguf"] = options
+    return facts
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _model(model: Checkpoint) -> Facts:
+    heads: Mapping[Path, int] = {file: min(offsets) for file, offsets in _offsets(model)}
+    files = [_file(file, heads.get(file, 0)) for file in model.files]
+    return {"name": model_name(model.path), "files": files}
+
+
+def _offsets(model: Checkpoint) -> Iterator[tuple[Path, list[int]]]:
+    by_file: dict[Path, list[int]] = {}
+    for info in model.tensors.values():
+        by_file.setdefault(info.file, []).append(info.offset)
+    yield from by_file.items()
+
+
+def _file(file: Path, head: int) -> Facts:
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise FormatError(f"{file}: cannot be read: {why(error)}") from error
+    facts = {"name": file.name, "size": status.st_size, "modified": status.st_mtime_ns}
+    return {**facts, "checksum": checksum.sample_of_file(file, head)}

@@ -1,0 +1,56 @@
+"""What measure passes over the whole model found, kept in the cache folder: the next merge of the same inputs with
+another r needs no such pass.
+
+A file is named by a digest of the inputs (size, modification time, header and a sample of every file), versions, and
+what is measured of which tensors; it holds the ledger's records, a few dozen bytes for each tensor.
+"""
+
+import json
+import time
+from pathlib import Path
+
+from . import checksum
+from .formats.atomic import replace_file
+from .formats.errors import OutputError
+from .formats.jit import CACHE
+from .journal import Record
+from .ledger import Ledger
+from .planning import Plan
+from .provenance import Facts
+
+FOLDER = CACHE / "statistics"
+# A file that was modified a moment before may be modified again in the same tick of the clock.
+_SETTLED = 2 * 10**9  # nanoseconds
+
+
+def load(plan: Plan, run: Facts) -> list[Record]:
+    """What was measured before of the same inputs in the same way; nothing if that never was."""
+    if plan.method.scope != "model":
+        return []
+    try:
+        records: list[Record] = json.loads(_file(plan, run).read_bytes())
+        return records
+    except (OSError, ValueError):
+        return []
+
+
+def save(plan: Plan, run: Facts, ledger: Ledger) -> None:
+    """Keep what was measured. A cache that cannot be written is no error."""
+    if plan.method.scope == "model" and not _is_fresh(run):
+        try:
+            FOLDER.mkdir(parents=True, exist_ok=True)
+            replace_file(_file(plan, run), [json.dumps(list(ledger.measurements())).encode()])
+        except (OSError, OutputError):
+            return
+
+
+def _file(plan: Plan, run: Facts) -> Path:
+    counted = sorted((job for job in plan.jobs if job.action == "merge" and job.counted), key=lambda job: job.name)
+    measured = [(job.name, repr(plan.method_of(job).measures())) for job in counted]
+    facts = {"versions": run["versions"], "inputs": run["inputs"], "measured": measured}
+    return FOLDER / f"{checksum.digest(json.dumps(facts).encode()).hex()}.json"
+
+
+def _is_fresh(run: Facts) -> bool:
+    newest = max(file["modified"] for model in run["inputs"] for file in model["files"])
+    return bool(time.time_ns() - newest < _SETTLED)
