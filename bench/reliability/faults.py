@@ -113,7 +113,7 @@ def _cut_mapped(stage: Stage) -> Ended:
 def _cut_by(stage: Stage, io: str) -> Ended:
     file = stage.weights(1)
     times, kept = file.stat(), shutil.copy2(file, stage.folder / "kept")
-    child = stage.start_and_wait_for_output("--io", io)
+    child = stage.start_and_wait("--io", io)
     subprocess.run([sys.executable, "-c", f"import os; os.truncate({str(file)!r}, 1 << 20)"], check=True)
     ended = stage.end(child)
     shutil.copyfile(kept, file)
@@ -126,7 +126,7 @@ def _written_to(stage: Stage) -> Ended:
     """another process changes five bytes of an agent while it is merged"""
     file = stage.weights(1)
     times, size = file.stat(), file.stat().st_size
-    child = stage.start_and_wait_for_output()
+    child = stage.start_and_wait()
     with open(file, "r+b") as handle:
         handle.seek(size - 1000)
         before = handle.read(5)
@@ -177,7 +177,7 @@ def _inputs_vanish(stage: Stage) -> Ended:
     good = stage.models
     place, server = stage.fuse(stage.folder / "models")
     stage.models = [place / model.name for model in good]
-    child = stage.start_and_wait_for_output()
+    child = stage.start_and_wait()
     server.kill()
     ended = stage.end(child)
     stage.undo.close()
@@ -192,7 +192,7 @@ def _target_vanishes(stage: Stage) -> Ended:
     behind.mkdir()
     place, server = stage.fuse(behind)
     stage.output = place / "out"
-    child = stage.start_and_wait_for_output()
+    child = stage.start_and_wait()
     server.kill()
     ended = stage.end(child)
     stage.undo.close()
@@ -208,7 +208,7 @@ def _killed(stage: Stage) -> Ended:
     except NoGroup as error:
         raise Impossible(str(error)) from error
     stage.undo.callback(group.remove)
-    child = stage.start_and_wait_for_output(before=group.enter)
+    child = stage.start_and_wait(before=group.enter)
     os.kill(child.pid, signal.SIGSTOP)
     Path(f"/proc/{child.pid}/oom_score_adj").write_text("1000")  # of the two, this one is killed
     neighbour = [sys.executable, "-S", "-c", f"memory = b'x' * {_GROUP_LIMIT - 20 * MIB}; input()"]
@@ -224,7 +224,7 @@ def _killed(stage: Stage) -> Ended:
 @_fault("terminal closed")
 def _hung_up(stage: Stage) -> Ended:
     """SIGHUP while weights are merged"""
-    child = stage.start_and_wait_for_output()
+    child = stage.start_and_wait()
     child.send_signal(signal.SIGHUP)
     return stage.end(child)
 

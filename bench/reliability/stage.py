@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MIB = 1 << 20
+_INTO_IT = 0.2  # seconds: the merge takes about one
 
 
 class Impossible(Exception):
@@ -58,10 +59,10 @@ class Stage:
         lines = [line for line in said.splitlines() if line.startswith("Error: ")] or ["(nothing)"]
         return Ended(child.returncode, " / ".join(lines).replace(f"{self.folder}/", ""))
 
-    def start_and_wait_for_output(
+    def start_and_wait(
         self, *options: str, before: Callable[[], object] | None = None
     ) -> subprocess.Popen[str]:
-        """Begin the merge and come back when it writes."""
+        """Begin the merge and come back when it is under way."""
         child = self.start(*options, before=before)
         partial = self.output.with_name(self.output.name + ".partial")
         deadline = time.monotonic() + 60
@@ -69,6 +70,7 @@ class Stage:
             if time.monotonic() > deadline:
                 raise Impossible("the merge did not begin within a minute")
             time.sleep(0.002)
+        time.sleep(_INTO_IT)
         return child
 
     def left(self) -> str:
