@@ -3,7 +3,7 @@
 >>> import streammerge
 >>> report = streammerge.merge("base", ["agent-a", "agent-b"], "merged", method="ram+", max_ram="8G")
 
-``merge`` and ``plan`` are what the command line calls; errors are in ``streammerge.errors``.
+``merge``, ``plan`` and ``verify`` are what the command line calls; errors are in ``streammerge.errors``.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -17,7 +17,7 @@ from .recipe import GgufOptions, Recipe, parse_tensor_type
 from .report import Report
 
 if TYPE_CHECKING:
-    from .verify import Verification
+    from .verification import Verification
 
 StrPath = str | PathLike[str]
 
@@ -131,7 +131,7 @@ def verify(
     """Check a merged model against its manifest. ``against`` are the base and the agents: a ``share`` of the merge is
     computed from them again, with the importance matrix and template that were used. Raises StreammergeError if there
     is no manifest, or if a file cannot be read; what is wrong with the output is in ``problems``."""
-    from .verify import verify_against, verify_output
+    from .verification import verify_against, verify_output
 
     stop = stop or threading.Event()
     found = verify_output(Path(output), threads or processors(), listener, stop)

@@ -4,8 +4,10 @@ Whatever is not understood is an error that names file and line, never ignored. 
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .budget import parse_size
@@ -37,14 +39,15 @@ class _Model:
     mark: Marked
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The arguments of ``recipe_of`` from a recipe file, and ``notices``. Raises RecipeError, FormatError."""
-    return _Reader(path).fields()
+def read_yaml(path: Path, places: Mapping[str, Path] = MappingProxyType({})) -> dict[str, Any]:
+    """The arguments of ``recipe_of`` from a recipe file, and ``notices``. What the recipe calls by a name in ``places``
+    is there. Raises RecipeError, FormatError."""
+    return _Reader(path, places).fields()
 
 
 class _Reader:
-    def __init__(self, path: Path) -> None:
-        self.folder = path.parent
+    def __init__(self, path: Path, places: Mapping[str, Path]) -> None:
+        self.folder, self.places = path.parent, places
         self.top = load(path)
         self.keys = self.top.mapping("a recipe", _KEYS, {"modules": _NOT_YET, "chat_template": _NOT_YET})
         self.method = self._method()
@@ -149,6 +152,8 @@ class _Reader:
             mark = _only(mark, "model", {"lora": _NOT_YET, "override_architecture": _NOT_YET})
             mark = _only(mark, "path", {"revision": _NOT_YET})
         text = mark.text("path")
+        if text in self.places:
+            return self.places[text]
         for place in (Path(text), self.folder / text):
             if os.path.exists(place):  # noqa: PTH110 (never raises, whatever the text)
                 return place

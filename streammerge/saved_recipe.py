@@ -26,6 +26,11 @@ _TRUTHS = {word: truth for truth, word in RESCALE.items()}
 
 def recipe_yaml(recipe: Recipe, name: Callable[[Path], str] = os.path.abspath) -> str:
     """A recipe as YAML, every parameter with its value; ``name`` is how a path is written."""
+    return yaml.dump(recipe_dict(recipe, name), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def recipe_dict(recipe: Recipe, name: Callable[[Path], str]) -> dict[str, Any]:
+    """The same as plain data."""
     method = find_method(recipe.method)
     values = _values(recipe)
     own = {key: value for key, value in values.items() if isinstance(value, tuple)}
@@ -38,7 +43,7 @@ def recipe_yaml(recipe: Recipe, name: Callable[[Path], str] = os.path.abspath) -
     within = recipe.base in recipe.agents
     if not method.uses_base and not within:
         options = {"base": name(recipe.base), **options}
-    config = {
+    return {
         "merge_method": method.name,
         **({"base_model": name(recipe.base)} if method.uses_base or within else {}),
         "models": models,
@@ -46,7 +51,6 @@ def recipe_yaml(recipe: Recipe, name: Callable[[Path], str] = os.path.abspath) -
         **({"dtype": "float32", "out_dtype": TORCH_NAMES[recipe.dtype]} if recipe.dtype else {}),
         **({"streammerge": options} if options else {}),
     }
-    return yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -131,7 +131,16 @@ def test_the_first_run_says_that_it_compiles_and_the_second_need_not(tiny, tmp_p
 
 
 def test_the_public_names_are_what_is_promised():
-    assert set(streammerge.__all__) == {"Plan", "Recipe", "Report", "StreammergeError", "__version__", "merge", "plan"}
+    assert set(streammerge.__all__) == {
+        "Plan",
+        "Recipe",
+        "Report",
+        "StreammergeError",
+        "__version__",
+        "merge",
+        "plan",
+        "verify",
+    }
     assert all(hasattr(streammerge, name) for name in streammerge.__all__)
     assert callable(streammerge.plan) and callable(streammerge.merge)
     with pytest.raises(AttributeError):

@@ -136,7 +136,7 @@ def test_an_unfinished_run_is_reported_and_not_lost(models, tmp_path):
         streammerge.merge(*models, tmp_path / "out")
     with pytest.raises(UnfinishedError, match=r"of another merge \(recipe parameters r is 0\.2, was 0\.1\); to"):
         streammerge.merge(*models, tmp_path / "out", parameters={"r": 0.2})
-    with pytest.raises(UnfinishedError, match=r"cannot be resumed: recipe dtype is F16, was None; to start anew: --o"):
+    with pytest.raises(UnfinishedError, match=r"cannot be resumed: recipe dtype is float32, was None; to start anew: -"):
         streammerge.merge(*models, tmp_path / "out", dtype="f16", resume=True)
     assert digests(tmp_path / "out.partial") == kept
     streammerge.merge(*models, tmp_path / "out", overwrite=True, method="ram")

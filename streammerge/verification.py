@@ -22,10 +22,10 @@ from .formats import codecs, quants
 from .formats.contract import Bytes, Reader, Source, TensorInfo
 from .formats.dtypes import DTYPES
 from .formats.gguf import GGML_TYPES
-from .manifest import manifest_path, open_output, read_manifest, recipe_again, without_time
+from .manifest import manifest_path, open_output, read_manifest, without_time
 from .planning import Plan, make_plan
 from .provenance import first_difference, run_facts
-from .recompute import recompute
+from .recompute import recipe_again, recompute
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def verify_against(
 ) -> Verification:
     """Compute a share of a verified output again from ``models``, the base first. Raises StreammergeError."""
     manifest = read_manifest(manifest_path(found.output))
-    plan = make_plan(recipe_again(manifest, models, options))
+    plan = make_plan(recipe_again(manifest, models, **options))
     problems = [f"{place}: is not what was merged: {text}" for place, text in _other_inputs(plan, manifest)]
     if problems:
         return replace(found, problems=tuple(problems))
