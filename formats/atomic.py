@@ -11,13 +11,15 @@ import shutil
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from .contract import Bytes, OutputFile
-from .errors import OutputError
+from .descriptors import PooledFile
+from .errors import FormatError, OutputError, why
 
 try:
     import fcntl
@@ -25,24 +27,39 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _START, _START_AND_WAIT = 2, 7  # SYNC_FILE_RANGE_WRITE; with WAIT_BEFORE and WAIT_AFTER
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ESPIPE)
 
 
-def _find_sync_file_range() -> Callable[[int, int, int, int], int] | None:
-    """Linux's way to write out a range without waiting; Python has no name for it."""
+def _linux(name: str, *types: Any) -> Callable[..., bool] | None:
+    """A system call of Linux that Python has no name for, on (descriptor, ...). It returns whether the file system
+    knows it, and raises OSError where it failed."""
     if not sys.platform.startswith("linux"):
         return None
-    function = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    function = getattr(ctypes.CDLL(None, use_errno=True), name, None)
     if function is None:
         return None
-    function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-    found: Callable[[int, int, int, int], int] = function
-    return found
+    function.argtypes = (ctypes.c_int, *types)
+
+    def call(*arguments: int) -> bool:
+        while function(*arguments) != 0:
+            number = ctypes.get_errno()
+            if number in _UNSUPPORTED:
+                return False
+            if number != errno.EINTR:
+                raise OSError(number, os.strerror(number))
+        return True
+
+    return call
 
 
-_sync_file_range = _find_sync_file_range()
+# Writes out a range without waiting. What it reports as failed, fsync does not report again.
+_sync_file_range = _linux("sync_file_range", ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+# Not posix_fallocate: where the file system cannot reserve, the C library writes into every block of the file instead.
+_fallocate = _linux("fallocate64", ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 # How much written data may wait in the page cache before the oldest is dropped from it.
 _WRITE_BEHIND = 64 * 1024 * 1024
+_PIECE = 1024 * 1024  # of a file that is copied
 
 
 class Staging:
@@ -63,7 +80,7 @@ class Staging:
             self.folder.mkdir(exist_ok=True)
             self._lock = _lock(self.folder / ".lock")
         except OSError as error:
-            raise OutputError(f"{self.folder}: cannot be created: {error.strerror}") from error
+            raise OutputError(f"{self.folder}: cannot be created: {why(error)}") from error
         return self
 
     def clear(self, kept: Collection[str] = ()) -> None:
@@ -73,7 +90,7 @@ class Staging:
                 if entry.name not in kept and entry.name != ".lock":
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         except OSError as error:
-            raise OutputError(f"{self.folder}: cannot be cleared: {error.strerror}") from error
+            raise OutputError(f"{self.folder}: cannot be cleared: {why(error)}") from error
 
     def finish(self, files: Sequence[str] = (), replaced: Sequence[Path] = (), own: Sequence[str] = ()) -> None:
         """Give the output its final name: the whole folder, or ``files`` of it, beside each other where ``OUT`` lies.
@@ -101,7 +118,7 @@ class Staging:
             if replaced and aside.exists():
                 aside.rmdir()
             if isinstance(error, OSError):
-                raise OutputError(f"{self.target}: cannot be put in place: {error.strerror or error}") from error
+                raise OutputError(f"{self.target}: cannot be put in place: {why(error)}") from error
             raise
         self._finished = True
         self._unlock()
@@ -114,7 +131,8 @@ class Staging:
 
     def _unlock(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            with suppress(OSError):  # the mount is gone: no reason to hide what went wrong before
+                os.close(self._lock)
             self._lock = None
 
     def __exit__(
@@ -151,46 +169,44 @@ class PresizedFile:
 
     def __init__(self, path: Path, size: int, *, existing: bool = False) -> None:
         self.path = path
+        self._file = PooledFile(path, os.O_RDWR)
         self._lock = threading.Lock()
         self._behind: deque[tuple[int, int]] = deque()
         self._waiting = 0
         self._is_new = True
-        flags = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         try:
-            self._descriptor = os.open(path, flags | (0 if existing else os.O_CREAT | os.O_EXCL), 0o666)
             if not existing:
-                self._presize(size)
-            elif (found := os.fstat(self._descriptor).st_size) != size:
-                raise OutputError(f"{path}: has {found} bytes instead of {size}; start anew with --overwrite")
+                path.touch(exist_ok=False)
+            with self._file.use() as descriptor:
+                if not existing:
+                    _presize(descriptor, size)
+                elif (found := os.fstat(descriptor).st_size) != size:
+                    raise OutputError(f"{path}: has {found} bytes instead of {size}; start anew with --overwrite")
         except FileNotFoundError as error:
             raise OutputError(f"{path}: is missing; start anew with --overwrite") from error
         except OSError as error:
-            raise _no_space(path, size, error) from error
-
-    def _presize(self, size: int) -> None:
-        if size and hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self._descriptor, 0, size)
-        else:
-            os.truncate(self._descriptor, size)
+            self.close()
+            raise OutputError(f"{path}: cannot be written, {size} bytes in all: {why(error)}") from error
 
     def write(self, position: int, data: Bytes | bytes) -> None:
         """Put ``data`` at ``position``."""
         view, done = memoryview(data) if isinstance(data, bytes) else data.data, 0
         try:
-            while done < len(view):
-                done += self._write_some(view[done:], position + done)
+            with self._file.use() as descriptor:
+                while done < len(view):
+                    done += self._write_some(descriptor, view[done:], position + done)
+                self._leave_page_cache(descriptor, position, len(view))
         except OSError as error:
-            raise _no_space(self.path, len(view), error) from error
-        self._leave_page_cache(position, len(view))
+            raise _unwritten(self.path, position + done, error) from error
 
-    def _write_some(self, view: memoryview, position: int) -> int:
+    def _write_some(self, descriptor: int, view: memoryview, position: int) -> int:
         if hasattr(os, "pwrite"):
-            return os.pwrite(self._descriptor, view, position)
+            return os.pwrite(descriptor, view, position)
         with self._lock:  # Windows has no positional write
-            os.lseek(self._descriptor, position, os.SEEK_SET)
-            return os.write(self._descriptor, view)
+            os.lseek(descriptor, position, os.SEEK_SET)
+            return os.write(descriptor, view)
 
-    def _leave_page_cache(self, position: int, length: int) -> None:
+    def _leave_page_cache(self, descriptor: int, position: int, length: int) -> None:
         """Start writing this range to disk now, and drop the ones that have had time to get there.
 
         Dirty pages cannot be dropped: asking for it without waiting costs three times the write (measured).
@@ -198,7 +214,7 @@ class PresizedFile:
         if _sync_file_range is None:
             self._is_new = True
             return
-        _sync_file_range(self._descriptor, position, length, _START)
+        _sync_file_range(descriptor, position, length, _START)
         with self._lock:
             self._is_new = True
             self._behind.append((position, length))
@@ -208,8 +224,8 @@ class PresizedFile:
                 late.append(self._behind.popleft())
                 self._waiting -= late[-1][1]
         for start, size in late:
-            _sync_file_range(self._descriptor, start, size, _START_AND_WAIT)
-            os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_DONTNEED)
+            _sync_file_range(descriptor, start, size, _START_AND_WAIT)
+            os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_DONTNEED)
 
     def sync(self) -> None:
         """Make the contents durable, if there is anything new."""
@@ -218,17 +234,22 @@ class PresizedFile:
         if not is_new:
             return
         try:
-            os.fsync(self._descriptor)
-            if _sync_file_range is not None:
-                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            with self._file.use() as descriptor:
+                os.fsync(descriptor)
+                if _sync_file_range is not None:
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         except OSError as error:
-            raise _no_space(self.path, 0, error) from error
+            raise _unwritten(self.path, 0, error) from error
 
     def close(self) -> None:
         """Close the file."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._file.close()
+
+
+def _presize(descriptor: int, size: int) -> None:
+    """Reserve the space; where the file system cannot, set the size, and a full disk shows while it is written."""
+    if not (size and _fallocate is not None and _fallocate(descriptor, 0, 0, size)):
+        os.truncate(descriptor, size)
 
 
 class FilesSink:
@@ -279,23 +300,26 @@ def replace_file(path: Path, pieces: Iterable[bytes]) -> None:
         aside.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise _no_space(path, 0, error) from error
+        raise _unwritten(path, 0, error) from error
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file durably."""
+    """Copy a file durably. Raises FormatError where it cannot be read."""
+    replace_file(target, _pieces(source))
+
+
+def _pieces(source: Path) -> Iterator[bytes]:
     try:
-        shutil.copyfile(source, target)
-        with open(target, "rb+") as file:
-            os.fsync(file.fileno())
+        with open(source, "rb") as file:
+            while piece := file.read(_PIECE):
+                yield piece
     except OSError as error:
-        raise _no_space(target, source.stat().st_size, error) from error
+        raise FormatError(f"{source}: cannot be read: {why(error)}") from error
 
 
-def _no_space(path: Path, size: int, error: OSError) -> OutputError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"{path}: no space left on the device for {size} bytes; free some, or choose another place")
-    return OutputError(f"{path}: cannot be written: {error.strerror}")
+def _unwritten(path: Path, position: int, error: OSError) -> OutputError:
+    where = f" at byte {position}" if position else ""
+    return OutputError(f"{path}: cannot be written{where}: {why(error)}")
 
 
 def _sync_folder(folder: Path) -> None:

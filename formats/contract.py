@@ -64,6 +64,10 @@ class Reader(Protocol):
         """The range is not used any more: a mapped window leaves the process's memory."""
         ...
 
+    def check(self) -> None:
+        """Whether every file is still what it was when its header was read. Raises FormatError, naming it."""
+        ...
+
     def close(self) -> None:
         """Give back files and mappings."""
         ...

@@ -3,6 +3,8 @@
 The whole tree is drawn in ``streammerge/errors.py``.
 """
 
+import errno
+
 
 class StreammergeError(Exception):
     """Something the user can act on; its text says where, what was found, what was wanted and what to do."""
@@ -16,3 +18,26 @@ class FormatError(StreammergeError):
 
 class OutputError(StreammergeError):
     """The output cannot be written: it exists, there is no space, permission is missing."""
+
+
+_WHAT_TO_DO = {
+    errno.EIO: "check the disk",
+    errno.ENOTCONN: "is it still mounted?",
+    errno.ECONNABORTED: "is it still mounted?",
+    errno.ESTALE: "is it still mounted?",
+    errno.ETIMEDOUT: "is the network there?",
+    errno.EACCES: "check who may read and write it",
+    errno.EPERM: "check who may read and write it",
+    errno.EMFILE: "raise ulimit -n",
+    errno.ENFILE: "the whole system has too many open",
+    errno.EDQUOT: "free some, or choose another place",
+    errno.ENOSPC: "free some, or choose another place",
+    errno.EFBIG: "ulimit -f or the file system allows no larger one: give a smaller --max-shard-size",
+    errno.EFAULT: "a mapped input was cut, or its disk failed; --io pread says which",
+}
+
+
+def why(error: OSError) -> str:
+    """What the system says about a failed call, and what to do about it."""
+    said = error.strerror or str(error)
+    return f"{said}; {_WHAT_TO_DO[error.errno]}" if error.errno in _WHAT_TO_DO else said

@@ -21,9 +21,9 @@ from gguf.constants import GGML_QUANT_SIZES
 
 from .atomic import FilesSink
 from .contract import IO, OutputFile, OutputTensor, Reader, TensorInfo
-from .errors import FormatError, OutputError
+from .errors import FormatError, OutputError, why
 from .inputs import is_name, kind_of, open_input, repeated
-from .reading import open_reader
+from .reading import open_reader, stamps
 
 SINGLE = "model.gguf"
 ALIGNMENT = 32  # what llama.cpp writes, whatever general.alignment says
@@ -168,6 +168,7 @@ class GgufSource:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files = _split_files(path)
+        self._stamps = stamps(self.files)
         headers = [read_header(file) for file in self.files]
         self.key_values = headers[0].key_values
         tensors: dict[str, TensorInfo] = {}
@@ -183,7 +184,7 @@ class GgufSource:
     def reader(self, io: IO) -> Reader:
         """See ``Source``. Blocks of quantized types are read by position: a mapping hands out aligned elements."""
         blocked = any(GGML_TYPES[info.dtype].block > 1 for info in self.tensors.values())
-        return open_reader(self.files, "pread" if blocked else io)
+        return open_reader(self._stamps, "pread" if blocked else io)
 
 
 def _split_files(path: Path) -> tuple[Path, ...]:
@@ -216,7 +217,7 @@ def read_header(path: Path) -> Header:
         try:
             return _parse(_Cursor(path, file, os.fstat(file.fileno()).st_size))
         except OSError as error:
-            raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+            raise FormatError(f"{path}: cannot be read: {why(error)}") from error
 
 
 class _Cursor:

@@ -13,7 +13,7 @@ from errno import ENOENT
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from .errors import FormatError
+from .errors import FormatError, why
 
 MAX_JSON = 16 << 20  # bytes; one character beyond the basic plane makes Python take four for each
 MAX_VALUES = 1_400_000  # in one JSON text: 116,000 tensors of two axes; parsed, they take up to 0.2 GB
@@ -73,8 +73,8 @@ def read_json(path: Path, most: int = MAX_JSON, most_values: int = MAX_VALUES) -
 
 
 def _unreadable(path: Path, error: Exception) -> FormatError:
-    reason = error.strerror if isinstance(error, OSError) else error
-    return FormatError(f"{str(path)!r:.300}: cannot be read: {reason}")
+    reason = why(error) if isinstance(error, OSError) else error
+    return FormatError(f"{str(path):.300}: cannot be read: {reason}")
 
 
 # --- JSON: a ladder of checks ----------------------------------------------------------------------------------------

@@ -1,51 +1,102 @@
 """Reading ranges of files from many threads: by positional reads, or by mapping with windows that are given back.
 
 Both give the same bytes. Positional reads fill the worker's own buffer, so that their memory is known
-exactly, and an error of the disk is an exception; a fault in a mapping is a signal that kills the process.
+exactly, and an error of the disk is an exception; a fault in a mapping is a signal that ends the process (busfault.py).
+A file that is not what it was when its header was read is an error, whenever that is found out.
 """
 
+import errno
 import mmap
 import os
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from . import busfault
 from .contract import IO, Bytes, Reader, TensorInfo
+from .descriptors import PooledFile
 from .dtypes import DTYPES
-from .errors import FormatError
+from .errors import FormatError, why
 
+_MADV_POPULATE_READ = 22  # Python has no name for it
 WINDOW_GRAIN = mmap.ALLOCATIONGRANULARITY  # a mapping begins at a multiple of this
 
 
-def open_reader(files: Sequence[Path], io: IO) -> Reader:
-    """A reader over the files of one source."""
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """By what one tells whether a file is still the same: where it lies, its size, when it was last written."""
+
+    device: int
+    inode: int
+    size: int
+    written: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "Stamp":
+        """From what the system says about a file."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def stamps(files: Sequence[Path]) -> dict[Path, Stamp]:
+    """How the files are now: to be taken before their headers are read. Raises FormatError."""
+    found = {}
+    for file in files:
+        try:
+            found[file] = Stamp.of(file.stat())
+        except OSError as error:
+            raise FormatError(f"{file}: cannot be read: {why(error)}") from error
+    return found
+
+
+def open_reader(files: Mapping[Path, Stamp], io: IO) -> Reader:
+    """A reader over the files of one source, which must still be as their stamps say. Raises FormatError."""
     return MapReader(files) if io == "mmap" else PositionalReader(files)
 
 
 class PositionalReader:
     """Positional reads into the caller's buffer (``preadv``; seek and read under a lock where there is none)."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._descriptors = {file: _open(file) for file in files}
+    def __init__(self, files: Mapping[Path, Stamp]) -> None:
+        self._files = {file: PooledFile(file, check=partial(_check, file, stamp)) for file, stamp in files.items()}
+        self._stamps = files
         self._seek = threading.Lock()
+        self.check()
+
+    def check(self) -> None:
+        """See ``Reader``."""
+        for file, stamp in self._stamps.items():
+            with self._opened(file) as descriptor:
+                _check(file, stamp, descriptor)
+
+    @contextmanager
+    def _opened(self, file: Path) -> Iterator[int]:
+        try:
+            with self._files[file].use() as descriptor:
+                yield descriptor
+        except OSError as error:
+            raise FormatError(f"{file}: cannot be opened: {why(error)}") from error
 
     def read(self, tensor: TensorInfo, start: int, stop: int, buffer: Bytes) -> Bytes:
         """See ``Reader``."""
         wanted = buffer[: stop - start]
         view, position, done = wanted.data, tensor.offset + start, 0
-        while done < len(view):
-            try:
-                got = self._read_some(self._descriptors[tensor.file], view[done:], position + done)
-            except OSError as error:
-                raise FormatError(f"{tensor.file}: reading tensor {tensor.name!r} failed: {error.strerror}") from error
-            if got == 0:
-                raise FormatError(
-                    f"{tensor.file}: the file ends at byte {position + done}, inside tensor {tensor.name!r}; "
-                    "it became shorter while it was read"
-                )
-            done += got
+        with self._opened(tensor.file) as descriptor:
+            while done < len(view):
+                try:
+                    got = self._read_some(descriptor, view[done:], position + done)
+                except OSError as error:
+                    raise FormatError(
+                        f"{tensor.file}: reading tensor {tensor.name!r} at byte {position + done} failed: {why(error)}"
+                    ) from error
+                if got == 0:
+                    raise _shorter(tensor, position + done)
+                done += got
         return wanted
 
     def _read_some(self, descriptor: int, view: memoryview, position: int) -> int:
@@ -61,16 +112,16 @@ class PositionalReader:
         """See ``Reader``."""
         if hasattr(os, "posix_fadvise"):
             position = tensor.offset + start
-            os.posix_fadvise(self._descriptors[tensor.file], position, stop - start, os.POSIX_FADV_WILLNEED)
+            with self._opened(tensor.file) as descriptor, suppress(OSError):
+                os.posix_fadvise(descriptor, position, stop - start, os.POSIX_FADV_WILLNEED)
 
     def release(self, tensor: TensorInfo, start: int, stop: int) -> None:
         """Nothing to give back: the bytes are in the caller's buffer."""
 
     def close(self) -> None:
         """See ``Reader``."""
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
+        for file in self._files.values():
+            file.close()
 
 
 class MapReader(PositionalReader):
@@ -80,9 +131,13 @@ class MapReader(PositionalReader):
     nobody would give these back; a window's own mapping cannot grow.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Mapping[Path, Stamp]) -> None:
         super().__init__(files)
-        self._windows: dict[tuple[str, int, int], mmap.mmap] = {}
+        self._windows: dict[tuple[str, int, int], tuple[Path, mmap.mmap]] = {}
+        busfault.watch(id(self), self._mapped)
+
+    def _mapped(self) -> list[tuple[Path, int]]:
+        return [(file, self._stamps[file].size) for file, _ in list(self._windows.values())]
 
     def read(self, tensor: TensorInfo, start: int, stop: int, buffer: Bytes) -> Bytes:
         """See ``Reader``."""
@@ -90,18 +145,17 @@ class MapReader(PositionalReader):
             return buffer[:0]
         begin, end = tensor.offset + start, tensor.offset + stop
         first = begin // WINDOW_GRAIN * WINDOW_GRAIN
-        descriptor = self._descriptors[tensor.file]
-        size = os.fstat(descriptor).st_size
-        if end > size:
-            raise FormatError(
-                f"{tensor.file}: the file ends at byte {size}, inside tensor {tensor.name!r}; "
-                "it became shorter while it was read"
-            )
-        try:
-            window = _map(descriptor, end - first, first)
-        except (OSError, ValueError) as error:
-            raise FormatError(f"{tensor.file}: cannot be mapped: {error}; try --io pread") from error
-        self._windows[tensor.name, start, stop] = window
+        with self._opened(tensor.file) as descriptor:
+            size = os.fstat(descriptor).st_size
+            if end > size:
+                raise _shorter(tensor, size)
+            try:
+                window = mmap.mmap(descriptor, end - first, offset=first, access=mmap.ACCESS_READ)
+                _touch(window)
+            except (OSError, ValueError) as error:
+                reason = why(error) if isinstance(error, OSError) else error
+                raise FormatError(f"{tensor.file}: tensor {tensor.name!r} cannot be mapped: {reason}") from error
+        self._windows[tensor.name, start, stop] = tensor.file, window
         view = np.frombuffer(window, np.uint8)[begin - first :]
         if begin % DTYPES[tensor.dtype].itemsize == 0:
             return view
@@ -111,26 +165,44 @@ class MapReader(PositionalReader):
 
     def release(self, tensor: TensorInfo, start: int, stop: int) -> None:
         """See ``Reader``: the pages go at once, the empty mapping when its last view does."""
-        window = self._windows.pop((tensor.name, start, stop), None)
+        _, window = self._windows.pop((tensor.name, start, stop), (None, None))
         if window is not None and hasattr(window, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
             window.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """See ``Reader``."""
+        busfault.unwatch(id(self))
         self._windows.clear()
         super().close()
 
 
-def _map(descriptor: int, length: int, start: int) -> mmap.mmap:
-    """A window for reading. Linux maps all its pages at once, which is much cheaper than one fault after another."""
-    if hasattr(mmap, "MAP_POPULATE"):
-        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-        return mmap.mmap(descriptor, length, flags=flags, prot=mmap.PROT_READ, offset=start)
-    return mmap.mmap(descriptor, length, offset=start, access=mmap.ACCESS_READ)
+def _touch(window: mmap.mmap) -> None:
+    """Map all pages at once, which is much cheaper than one fault after another; one that cannot be read is an OSError.
 
-
-def _open(file: Path) -> int:
+    Not MAP_POPULATE: it says nothing about errors, and where reading fails, Linux 6 tries the same page for ever.
+    """
     try:
-        return os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        if sys.platform.startswith("linux"):
+            window.madvise(_MADV_POPULATE_READ)
     except OSError as error:
-        raise FormatError(f"{file}: cannot be opened: {error.strerror}") from error
+        if error.errno != errno.EINVAL:  # a kernel before 5.14
+            raise
+
+
+def _check(file: Path, stamp: Stamp, descriptor: int) -> None:
+    """Whether an open file is still what it was. Raises FormatError."""
+    now = Stamp.of(os.fstat(descriptor))
+    if now == stamp:
+        return
+    if (now.device, now.inode) != (stamp.device, stamp.inode):
+        what = "another file has taken its place"
+    elif now.size != stamp.size:
+        what = f"{now.size} bytes found, {stamp.size} wanted"
+    else:
+        what = "somebody wrote to it"
+    raise FormatError(f"{file}: was changed while it was read: {what}; start again when it stays as it is")
+
+
+def _shorter(tensor: TensorInfo, end: int) -> FormatError:
+    where = f"{tensor.file}: the file ends at byte {end}, inside tensor {tensor.name!r}"
+    return FormatError(f"{where}; it became shorter while it was read")

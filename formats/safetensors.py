@@ -16,9 +16,9 @@ from typing import TypeGuard
 from .atomic import FilesSink, write_file
 from .contract import IO, OutputFile, OutputTensor, Reader, TensorInfo, total_bytes
 from .dtypes import DTYPES
-from .errors import FormatError
+from .errors import FormatError, why
 from .inputs import MAX_JSON, is_name, kind_of, open_input, parse_json, read_json
-from .reading import open_reader
+from .reading import open_reader, stamps
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -34,6 +34,7 @@ class SafetensorsSource:
         self.path = path
         weight_map = _read_index(path)
         self.files = _weight_files(path) if weight_map is None else _indexed_files(path, weight_map)
+        self._stamps = stamps(self.files)
         tensors: dict[str, TensorInfo] = {}
         for file in self.files:
             for info in _some_tensors(file):
@@ -49,7 +50,7 @@ class SafetensorsSource:
 
     def reader(self, io: IO) -> Reader:
         """See ``Source``."""
-        return open_reader(self.files, io)
+        return open_reader(self._stamps, io)
 
 
 def _some_tensors(file: Path) -> list[TensorInfo]:
@@ -152,7 +153,7 @@ def read_header(path: Path) -> list[TensorInfo]:
             length = _header_length(path, file.read(8), size)
             raw = file.read(length)
         except OSError as error:
-            raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+            raise FormatError(f"{path}: cannot be read: {why(error)}") from error
     entries = parse_json(path, raw)
     entries.pop("__metadata__", None)
     data_start = 8 + length

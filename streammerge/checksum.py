@@ -12,7 +12,7 @@ from pathlib import Path
 
 import xxhash
 
-from .errors import FormatError
+from .errors import FormatError, why
 
 SIZE = 16  # bytes of a digest
 ALGORITHM = "XXH3-128 of the XXH3-128 of every segment"
@@ -44,7 +44,7 @@ def of_file(path: Path) -> str:
             while data := file.read(_READ):
                 whole.update(data)
     except OSError as error:
-        raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+        raise FormatError(f"{path}: cannot be read: {why(error)}") from error
     return whole.hexdigest()
 
 
@@ -60,5 +60,5 @@ def sample_of_file(path: Path, head: int) -> str:
                 file.seek(head + max(size - head - _PIECE, 0) * number // _PIECES)
                 whole.update(file.read(_PIECE))
     except OSError as error:
-        raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+        raise FormatError(f"{path}: cannot be read: {why(error)}") from error
     return whole.hexdigest()

@@ -1,11 +1,13 @@
 """The command line. Imports nothing heavy: ``streammerge --help`` answers at once."""
 
 import json
+import os
 import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -112,12 +114,13 @@ def merge(quiet: bool, as_json: bool, save_recipe: str | None, **options: Any) -
 
     stop = _stop_on_signals()
     recipe = _recipe(**options)
+    _allow_many_files()
     with saving(recipe, save_recipe), display(quiet=quiet) as listener:
         report = merge_recipe(recipe, listener, stop)
     if as_json:
-        click.echo(json.dumps(report.to_dict(), indent=2))
+        _tell(json.dumps(report.to_dict(), indent=2))
     elif not quiet:
-        click.echo("\n".join(map(printable, summary(report))))
+        _tell("\n".join(map(printable, summary(report))))
 
 
 @cli.command()
@@ -168,6 +171,7 @@ def verify(output: str, quiet: bool, as_json: bool, **options: Any) -> None:
     With --against it is computed again from the models, a share of it or all, and compared byte by byte.
     """
     from .api import verify as verify_api
+    from .escape import printable
     from .progress import display
 
     stop = _stop_on_signals()
@@ -175,9 +179,9 @@ def verify(output: str, quiet: bool, as_json: bool, **options: Any) -> None:
     with display(quiet=quiet) as listener:
         verified = verify_api(output, listener=listener, stop=stop, **given)
     if as_json:
-        click.echo(json.dumps(verified.to_dict(), indent=2))
+        _tell(json.dumps(verified.to_dict(), indent=2))
     elif verified.problems or not quiet:
-        click.echo("\n".join(verified.lines()))
+        _tell("\n".join(map(printable, verified.lines())))
     sys.exit(1 if verified.problems else 0)
 
 
@@ -192,6 +196,18 @@ def methods(name: str | None) -> None:
         click.echo("\n".join(method_line(method) for method in METHODS.values()))
     else:
         click.echo(method_text(find_method(name)))
+
+
+def _tell(text: str) -> None:
+    """Print a result. Raises OutputError: what was merged is whole, but whoever waits for the text must know."""
+    from .errors import OutputError, why
+
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"the output is whole, but standard output cannot be written: {why(error)}") from error
 
 
 def _recipe(models: tuple[str, ...], parameters: tuple[str, ...], **options: Any) -> "Recipe":
@@ -228,16 +244,27 @@ def _without_preset(method: str, parameters: dict[str, Any], typed: dict[str, ob
 
 
 def _stop_on_signals() -> threading.Event:
-    """Ctrl-C and SIGTERM ask for a clean stop; a second Ctrl-C is Python's own."""
+    """Ctrl-C, SIGTERM and a terminal that is closed ask for a clean stop; a second Ctrl-C is Python's own."""
     stop = threading.Event()
 
     def ask(number: int, frame: object) -> None:
         stop.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    signal.signal(signal.SIGINT, ask)
-    signal.signal(signal.SIGTERM, ask)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it: so do we
+            signal.signal(number, ask)
     return stop
+
+
+def _allow_many_files() -> None:
+    """As many as the system lets this process have: each window of each worker takes one where inputs are mapped."""
+    with suppress(ImportError, ValueError, OSError):  # Windows; macOS, whose hard limit is more than it allows
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def main() -> None:
@@ -245,30 +272,35 @@ def main() -> None:
     try:
         cli(prog_name="streammerge", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as error:
         _fail(error, "interrupted; nothing was written under the final name", 130)
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains once more when it ends
         sys.exit(1)
     except MemoryError as error:
         _fail(error, "the system gave no more memory; give a smaller --max-ram", 1)
     except Exception as error:
-        from .errors import StreammergeError  # only now: it imports numpy
+        from .errors import StreammergeError, why  # only now: it imports numpy
 
-        if not isinstance(error, StreammergeError):
-            raise
-        _fail(error, str(error), error.exit_code)
+        if isinstance(error, StreammergeError):
+            _fail(error, str(error), error.exit_code)
+        if isinstance(error, OSError):
+            _fail(error, f"{error.filename or 'a file'}: {why(error)}", 1)
+        raise
 
 
 def _fail(error: BaseException, text: str, code: int) -> NoReturn:
-    """Say what went wrong, and, if something can be resumed, by which command."""
+    """Say what went wrong, if anybody still reads it, and, if something can be resumed, by which command."""
     from .escape import printable
 
-    click.echo(f"Error: {printable(text)}", err=True)
-    cause = error if hasattr(error, "__notes__") else error.__context__
-    for note in getattr(cause, "__notes__", ()):
-        click.echo(f"{printable(note)}:\n  {printable(_resuming())}", err=True)
+    with suppress(OSError):
+        click.echo(f"Error: {printable(text)}", err=True)
+        cause = error if hasattr(error, "__notes__") else error.__context__
+        for note in getattr(cause, "__notes__", ()):
+            click.echo(f"{printable(note)}:\n  {printable(_resuming())}", err=True)
     sys.exit(code)
 
 

@@ -8,10 +8,10 @@ StreammergeError            1   the root: catch this
 ├── NonFiniteError          1   a NaN or an infinity where a number should be
 ├── RecipeError             2   what was asked cannot be understood
 ├── BudgetError             3   it cannot be done within the memory that was granted
-└── Interrupted           130   Ctrl-C or SIGTERM; nothing stands under the final name
+└── Interrupted           130   Ctrl-C, SIGTERM or SIGHUP; nothing stands under the final name
 """
 
-from .formats.errors import FormatError, OutputError, StreammergeError
+from .formats.errors import FormatError, OutputError, StreammergeError, why
 
 __all__ = [
     "BudgetError",
@@ -23,6 +23,7 @@ __all__ = [
     "RecipeError",
     "StreammergeError",
     "UnfinishedError",
+    "why",
 ]
 
 
@@ -51,6 +52,6 @@ class BudgetError(StreammergeError):
 
 
 class Interrupted(StreammergeError):
-    """Stopped by Ctrl-C or SIGTERM."""
+    """Stopped by Ctrl-C, SIGTERM or SIGHUP."""
 
     exit_code = 130

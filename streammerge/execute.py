@@ -20,7 +20,7 @@ from functools import partial
 import numpy as np
 
 from . import checksum
-from .errors import Interrupted
+from .errors import Interrupted, NonFiniteError, OutputError
 from .events import Advanced, Listener, PassStarted
 from .formats.contract import Sink
 from .jobs import TensorJob
@@ -52,8 +52,13 @@ class _Execution:
                 self.sink.write(name, 0, raw)
                 self.ledger.add_constant(name, checksum.digest(raw.data))
             workers = [Worker(plan, self.kernels, readers, self.sink) for _ in range(plan.memory.workers)]
-            state = self._measure_model(workers)
-            self._blend(workers, state)
+            try:
+                state = self._measure_model(workers)
+                self._blend(workers, state)
+            except (OutputError, NonFiniteError):
+                for reader in readers:
+                    reader.check()  # an input that was cut or rewritten meanwhile explains either
+                raise
         self.ledger.total.state = state
         return self.ledger.total
 

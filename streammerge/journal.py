@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .errors import OutputError
+from .errors import OutputError, why
 from .formats.atomic import replace_file
 
 NAME = ".journal"
@@ -116,4 +116,4 @@ def _append(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+        raise OutputError(f"{path}: cannot be written: {why(error)}") from error

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -29,9 +30,9 @@ class Display(Protocol):
 
 def display(*, quiet: bool) -> Display:
     """The display that fits: nothing, a live bar, or plain lines."""
-    if quiet:
+    if quiet or sys.stderr is None:
         return Silence()
-    return LiveBar() if sys.stderr.isatty() else PlainLines()
+    return WhileItIsRead(LiveBar() if sys.stderr.isatty() else PlainLines())
 
 
 class Silence:
@@ -47,6 +48,33 @@ class Silence:
 
     def __call__(self, event: Event) -> None:
         """See ``Display``."""
+
+
+class WhileItIsRead:
+    """Another display, until standard error is closed or full: that is no reason to stop a merge."""
+
+    def __init__(self, inner: Display) -> None:
+        self._inner = inner
+        self._is_read = True
+
+    def __enter__(self) -> Self:
+        with suppress(OSError):
+            self._inner.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(OSError):
+            self._inner.__exit__(kind, error, trace)
+
+    def __call__(self, event: Event) -> None:
+        """See ``Display``."""
+        try:
+            if self._is_read:
+                self._inner(event)
+        except OSError:
+            self._is_read = False
 
 
 class PlainLines(Silence):

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import __version__, checksum
 from .checkpoint import Checkpoint
-from .errors import FormatError
+from .errors import FormatError, why
 from .planning import Plan
 from .recipe import Recipe
 from .report import model_name
@@ -55,7 +55,7 @@ def check_unchanged(inputs: list[Facts], plan: Plan) -> None:
             try:
                 status = file.stat()
             except OSError as error:
-                raise FormatError(f"{file}: vanished while it was read: {error.strerror}") from error
+                raise FormatError(f"{file}: vanished while it was read: {why(error)}") from error
             if (status.st_size, status.st_mtime_ns) != (wanted["size"], wanted["modified"]):
                 raise FormatError(f"{file}: changed while it was read; merge again once nobody writes to it")
 
@@ -103,6 +103,6 @@ def _file(file: Path, head: int) -> Facts:
     try:
         status = file.stat()
     except OSError as error:
-        raise FormatError(f"{file}: cannot be read: {error.strerror}") from error
+        raise FormatError(f"{file}: cannot be read: {why(error)}") from error
     facts = {"name": file.name, "size": status.st_size, "modified": status.st_mtime_ns}
     return {**facts, "checksum": checksum.sample_of_file(file, head)}

@@ -6,17 +6,16 @@
       check         that no input changed meanwhile and that every tensor is whole
       complete      the folder and the manifest; make all durable; give it the final name
 
-A run that fails keeps ``OUT.partial`` if going on makes sense: something is done, and the inputs are what they were.
+A run that fails keeps ``OUT.partial`` if going on makes sense: something is done, and no input was changed.
 """
 
 import threading
 import time
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
 from . import statistics
-from .errors import Interrupted, NonFiniteError, StreammergeError, UnfinishedError
+from .errors import FormatError, Interrupted, NonFiniteError, UnfinishedError
 from .events import Finishing, Listener, Notice
 from .execute import execute
 from .folder import complete_folder
@@ -143,10 +142,13 @@ def _manifest_name(plan: Plan) -> str:
 
 
 def _keep(plan: Plan, staging: Staging, ledger: Ledger, facts: Facts, error: BaseException) -> None:
-    """Leave what is done for another run, if there is anything, and if the inputs are still what they were."""
+    """Leave what is done for another run, if there is anything, and if no input was changed."""
     staging.keep = False
-    with suppress(StreammergeError):
+    try:
         check_unchanged(facts["inputs"], plan)
-        staging.keep = ledger.share > 0 or any(ledger.measurements())
-        if staging.keep:
-            error.add_note(f"{staging.folder}: keeps {ledger.share:.0%} of the output; to go on with it")
+    except FormatError as changed:
+        if not isinstance(changed.__cause__, OSError):  # what is out of sight may be the same when it is back
+            return
+    staging.keep = ledger.share > 0 or any(ledger.measurements())
+    if staging.keep:
+        error.add_note(f"{staging.folder}: keeps {ledger.share:.0%} of the output; to go on with it")

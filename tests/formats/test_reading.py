@@ -5,7 +5,7 @@ import pytest
 
 from streammerge.formats.contract import TensorInfo
 from streammerge.formats.errors import FormatError
-from streammerge.formats.reading import open_reader
+from streammerge.formats.reading import open_reader, stamps
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def weights(tmp_path):
 @pytest.mark.parametrize("offset", [0, 1, 4095, 65_536, 2_999_000])
 def test_both_ways_of_reading_give_the_same_bytes(weights, io, offset):
     info, data = weights
-    reader = open_reader([info.file], io)
+    reader = open_reader(stamps([info.file]), io)
     buffer = np.empty(100_000, np.uint8)
     stop = min(offset + 100_000, len(data))
     reader.ahead(info, offset, stop)
@@ -33,7 +33,7 @@ def test_both_ways_of_reading_give_the_same_bytes(weights, io, offset):
 def test_elements_are_aligned_whatever_the_header_length(weights):
     info, data = weights
     for io in ("mmap", "pread"):
-        reader = open_reader([info.file], io)
+        reader = open_reader(stamps([info.file]), io)
         half = TensorInfo("w", "F16", (1000,), info.file, 7)
         got = reader.read(half, 10, 30, np.empty(64, np.uint8))
         assert got.view(np.uint16).flags.aligned
@@ -43,12 +43,12 @@ def test_elements_are_aligned_whatever_the_header_length(weights):
 
 def test_a_file_that_shrinks_is_named(weights):
     info, _ = weights
-    reader = open_reader([info.file], "pread")
+    reader = open_reader(stamps([info.file]), "pread")
     os.truncate(info.file, 1000)
     with pytest.raises(FormatError, match=f"{info.file}: the file ends at byte 1000, inside tensor 'w'"):
         reader.read(info, 0, 5000, np.empty(5000, np.uint8))
     reader.close()
-    reader = open_reader([info.file], "mmap")
+    reader = open_reader(stamps([info.file]), "mmap")
     with pytest.raises(FormatError, match="the file ends at byte 1000, inside tensor 'w'"):
         reader.read(info, 0, 5000, np.empty(5000, np.uint8))
     reader.close()
@@ -64,7 +64,7 @@ def test_released_windows_leave_the_memory_of_the_process(tmp_path):
     path = tmp_path / "big"
     path.write_bytes(bytes(64 << 20))
     info = TensorInfo("w", "U8", (64 << 20,), path, 0)
-    reader = open_reader([path], "mmap")
+    reader = open_reader(stamps([path]), "mmap")
     before, most = resident_file_pages(), 0
     for start in range(0, 64 << 20, 1 << 20):
         reader.read(info, start, start + (1 << 20), np.empty(0, np.uint8)).sum()

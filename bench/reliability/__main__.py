@@ -1,0 +1,53 @@
+"""python -m bench.reliability NAME: tables for docs/reliability.md, in Markdown on standard output."""
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import click
+
+from bench.process import compile_kernels
+
+
+@click.group()
+def main() -> None:
+    """What goes wrong in real life, made to happen on purpose."""
+
+
+@main.command()
+@click.option("--work", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Where it happens: 1 GB.")
+def faults(work: Path | None) -> None:
+    """Every fault once: its message, exit code, what is left, and whether resuming ends the same. As root on Linux."""
+    from bench.reliability.faults import provoke_all
+
+    compile_kernels()
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        rows = [
+            (row.name, row.how, row.ended.said, str(row.ended.code), row.left, row.resumed)
+            for row in provoke_all(Path(folder).resolve())
+        ]
+    _print(("fault", "provoked by", "message", "exit code", "left", "resumed to the same bytes"), rows)
+
+
+@main.command()
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True,
+              help="Folder with base (and a tokenizer), agent-0, agent-1, ... in bf16.")  # fmt: skip
+@click.option("--budget", default="320M", show_default=True, help="--max-ram; the control group has 64 MiB more.")
+def memory(data: Path, budget: str) -> None:
+    """Merges in a control group of the budget and 64 MiB, page cache included, and without it. As root on Linux."""
+    from bench.reliability.memory import measure
+
+    compile_kernels()
+    with tempfile.TemporaryDirectory(dir=data.parent) as work:
+        rows = [row.cells() for row in measure(data, Path(work), budget)]
+    _print(("method", "output", "io", "inputs", "peak of the process", "most charged", "limit", "s", "s without"), rows)
+
+
+def _print(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    click.echo("| " + " | ".join(names) + " |\n|" + "---|" * len(names))
+    for row in rows:
+        click.echo("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+
+
+if __name__ == "__main__":
+    main()
