@@ -4,9 +4,9 @@ Nothing here is an error: the output gets the base's (those of the tokenizer's m
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .checkpoint import Checkpoint
 from .errors import FormatError
@@ -26,6 +26,7 @@ _SETTINGS = (
 _ALWAYS = ("chat_template", "eos_token_id")  # said also where the base has none
 _NO_SETTINGS = ("transformers_version", "_from_model_config")
 
+Parsed = TypeVar("Parsed")
 Said = Mapping[tuple[str, str], object]  # (file, key) to value
 
 
@@ -84,7 +85,7 @@ def _template(folder: Path, tokenizer: Mapping[str, Any], notices: list[str]) ->
     """The chat template; a file of its own has the first word, as in transformers."""
     jinja = folder / _TEMPLATES[0]
     if jinja.is_file():
-        return _bytes(jinja, notices).decode("utf-8", "replace")
+        return _parsed(jinja, lambda raw: raw.decode("utf-8", "replace"), notices)
     return _read(folder / _TEMPLATES[1], notices).get("chat_template", tokenizer.get("chat_template"))
 
 
@@ -94,23 +95,18 @@ def _text(entry: object) -> object:
 
 
 def _read(file: Path, notices: list[str]) -> Mapping[str, Any]:
-    if not file.is_file():
-        return {}
+    """A JSON object, empty if there is none."""
+    return (_parsed(file, lambda raw: parse_json(file, raw), notices) or {}) if file.is_file() else {}
+
+
+def _parsed(file: Path, parse: Callable[[bytes], Parsed], notices: list[str]) -> Parsed | None:
+    """What a small file holds; if it cannot be read that is said, and None."""
     try:
-        return parse_json(file, _bytes(file, notices) or b"{}")
+        if (size := file.stat().st_size) > _LARGEST:
+            raise FormatError(f"{file}: has {size} bytes")
+        return parse(file.read_bytes())
+    except OSError as error:
+        notices.append(f"{file}: cannot be read: {error.strerror}; it is not compared")
     except FormatError as error:
         notices.append(f"{error}; it is not compared")
-        return {}
-
-
-def _bytes(file: Path, notices: list[str]) -> bytes:
-    """The content of a small file; empty if it cannot be read, which is said."""
-    try:
-        size = file.stat().st_size
-        if size <= _LARGEST:
-            return file.read_bytes()
-        reason = f"has {size} bytes"
-    except OSError as error:
-        reason = f"cannot be read: {error.strerror}"
-    notices.append(f"{file}: {reason}; it is not compared")
-    return b""
+    return None

@@ -1,12 +1,14 @@
 """Which ids each model has tokens for, and whether one id means one token in all of them."""
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Container, Iterator, Sequence
 from hashlib import file_digest
+from operator import itemgetter
 from pathlib import Path
 
 from .checkpoint import Checkpoint
 from .errors import FormatError, MismatchError
-from .tokens import Comparison, Runs, compare_tokenizers
+from .tokens import Comparison, Conflict, Runs, compare_tokenizers
 
 TOKENIZER = "tokenizer.json"
 LEAVE = "to leave the vocabulary as it is in the base: --exclude 'embed_tokens|lm_head'"
@@ -14,37 +16,45 @@ LEAVE = "to leave the vocabulary as it is in the base: --exclude 'embed_tokens|l
 
 def has_id(runs: Runs, id: int) -> bool:
     """Whether there is a token of this id."""
-    return any(start <= id < stop for start, stop in runs)
+    place = bisect_right(runs, id, key=itemgetter(0))
+    return place > 0 and id < runs[place - 1][1]
 
 
 def ids_of(models: Sequence[Checkpoint], counts: Sequence[int]) -> tuple[list[Runs], tuple[str, ...]]:
     """The ids that each model has tokens for. Raises MismatchError where they cannot be told, or do not agree."""
     files = {k: model.path / TOKENIZER for k, model in enumerate(models) if (model.path / TOKENIZER).is_file()}
     resized = len(set(counts)) > 1
-    for k, model in enumerate(models) if resized else ():
-        if k not in files and (k == 0 or counts[k] != counts[0]):
-            raise MismatchError(
-                f"{model.path}: has {counts[k]} rows in its vocabulary, {_another(models, counts, k)}, and no "
-                f"{TOKENIZER} to tell which tokens they are; put it there, or {LEAVE}"
-            )
-    first: dict[bytes, Path] = {}  # by content
-    for file in files.values():
-        first.setdefault(_digest(file), file)
+    if resized:
+        _check_told(models, counts, files)
+    digests = {k: _digest(file) for k, file in files.items()}
+    first = {digest: files[k] for k, digest in reversed(digests.items())}  # one file for each content
+    different = [files[k] for k, digest in digests.items() if first[digest] == files[k]]
     everything: Runs = ((0, counts[0]),)
-    if len(first) < 2 and not resized:
+    if len(different) < 2 and not resized:
         return [everything] * len(models), ()
     try:
-        found = compare_tokenizers(list(first.values()))
+        found = compare_tokenizers(different)
     except FormatError as error:
         if resized:
             raise
         return [everything] * len(models), (f"{error}; the ids of its tokens were not compared",)
     if found.conflict is not None:
-        raise _conflict(found, list(first.values()))
-    numbers = {file: list(first).index(_digest(file)) for file in files.values()}
-    known = {k: _clipped(models[k], found.ids[numbers[file]], counts[k]) for k, file in files.items()}
+        raise _explained(found.conflict, different)
+    by_file = dict(zip(different, found.ids, strict=True))
+    known = {k: _clipped(models[k], by_file[first[digest]], counts[k]) for k, digest in digests.items()}
     ids = [known.get(k, known.get(0, everything)) for k in range(len(models))]
-    return ids, tuple(_parts_that_differ(found, list(first.values())))
+    return ids, tuple(_parts_that_differ(found, different))
+
+
+def _check_told(models: Sequence[Checkpoint], counts: Sequence[int], files: Container[int]) -> None:
+    """Where numbers of rows differ, each model must say which tokens its rows are, or have as many as the base."""
+    for k, model in enumerate(models):
+        if k not in files and (k == 0 or counts[k] != counts[0]):
+            other = next(number for number, rows in enumerate(counts) if rows != counts[k])
+            raise MismatchError(
+                f"{model.path}: has {counts[k]} rows in its vocabulary, {models[other].path} has {counts[other]}, and "
+                f"no {TOKENIZER} tells which tokens they are; put it there, or {LEAVE}"
+            )
 
 
 def _clipped(model: Checkpoint, runs: Runs, rows: int) -> Runs:
@@ -57,11 +67,6 @@ def _clipped(model: Checkpoint, runs: Runs, rows: int) -> Runs:
     return clipped
 
 
-def _another(models: Sequence[Checkpoint], counts: Sequence[int], k: int) -> str:
-    other = next(number for number, rows in enumerate(counts) if rows != counts[k])
-    return f"{models[other].path} has {counts[other]}"
-
-
 def _digest(file: Path) -> bytes:
     try:
         with file.open("rb") as opened:
@@ -70,15 +75,13 @@ def _digest(file: Path) -> bytes:
         raise FormatError(f"{file}: cannot be read: {error.strerror}") from error
 
 
-def _conflict(found: Comparison, files: Sequence[Path]) -> MismatchError:
-    conflict = found.conflict
-    assert conflict is not None
+def _explained(conflict: Conflict, files: Sequence[Path]) -> MismatchError:
     one, other = (files[number] for number in conflict.files)
     ours, theirs = conflict.texts
     where = "" if conflict.elsewhere is None else f" (which is token {conflict.elsewhere} there)"
     return MismatchError(
-        f"{other}: token {conflict.id} is {theirs!r:.80}, in {one} it is {ours!r:.80}{where}; rows are merged by id, so "
-        f"one id must be one token: give both models the same {TOKENIZER} if it was only renamed, or {LEAVE}"
+        f"{other}: token {conflict.id} is {theirs!r:.80}, in {one} it is {ours!r:.80}{where}; rows are merged by id, "
+        f"so one id must be one token: give both models the same {TOKENIZER} if it was only renamed, or {LEAVE}"
     )
 
 
@@ -103,4 +106,5 @@ def owner_of(models: Sequence[Checkpoint], ids: Sequence[Runs]) -> int:
 
 def _covers(runs: Runs, other: Runs) -> bool:
     """Whether every id of ``other`` is among ``runs``, whose stretches never touch."""
-    return all(any(begin <= start and stop <= end for begin, end in runs) for start, stop in other)
+    places = (bisect_right(runs, start, key=itemgetter(0)) for start, _ in other)
+    return all(place > 0 and stop <= runs[place - 1][1] for place, (_, stop) in zip(places, other, strict=True))

@@ -89,10 +89,10 @@ def _action(wanted: str, dtypes: Sequence[str]) -> Action:
     return "copy" if dtypes[0] == wanted else "cast"
 
 
-def input_embedding(model: Checkpoint, columns: int | None = None) -> TensorInfo | None:
-    """The table of token embeddings, if it is found by its name; of so many columns, if that is said."""
+def input_embedding(model: Checkpoint) -> TensorInfo | None:
+    """The table of token embeddings, if it is found by its name."""
     named = (info for name, info in model.tensors.items() if _is_called(name, _EMBEDDINGS) and len(info.shape) == 2)
-    return next((info for info in named if columns in (None, info.shape[1])), None)
+    return next(named, None)
 
 
 def _is_called(name: str, endings: Sequence[str]) -> bool:

@@ -210,9 +210,10 @@ class Worker:
         """The mean of all rows, added up in their order; where all are equal, their very bits."""
         block.out[:] = block.base
         if len(block.agents):
-            for row in block.agents:
-                block.out += row
-            block.out /= np.float32(1 + len(block.agents))
+            with np.errstate(all="ignore"):  # what is not finite is counted where it is encoded
+                for row in block.agents:
+                    block.out += row
+                block.out /= np.float32(1 + len(block.agents))
             self._kernels.keep_unchanged(block.base, block.agents, block.out)
 
     def _found_non_finite(self, task: Task, model: int, row: Floats, start: int, found: int) -> None:
