@@ -62,7 +62,9 @@ class _FilledReader:
 
     def ahead(self, tensor: TensorInfo, start: int, stop: int) -> None:
         """See ``Reader``; the base's bytes are asked for by the base's own reader."""
-        self._own.ahead(tensor, start, self._end(tensor, start, stop))
+        end = self._end(tensor, start, stop)
+        if start < end:  # a hint of no bytes would be one about all the rest of the file
+            self._own.ahead(tensor, start, end)
 
     def release(self, tensor: TensorInfo, start: int, stop: int) -> None:
         """Nothing to give back: the bytes are in the caller's buffer."""

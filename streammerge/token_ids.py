@@ -11,7 +11,6 @@ from .errors import FormatError, MismatchError
 from .tokens import Comparison, Conflict, Runs, compare_tokenizers
 
 TOKENIZER = "tokenizer.json"
-LEAVE = "to leave the vocabulary as it is in the base: --exclude 'embed_tokens|lm_head'"
 
 
 def has_id(runs: Runs, id: int) -> bool:
@@ -53,7 +52,7 @@ def _check_told(models: Sequence[Checkpoint], counts: Sequence[int], files: Cont
             other = next(number for number, rows in enumerate(counts) if rows != counts[k])
             raise MismatchError(
                 f"{model.path}: has {counts[k]} rows in its vocabulary, {models[other].path} has {counts[other]}, and "
-                f"no {TOKENIZER} tells which tokens they are; put it there, or {LEAVE}"
+                f"no {TOKENIZER} tells which tokens they are; put it there"
             )
 
 
@@ -81,7 +80,7 @@ def _explained(conflict: Conflict, files: Sequence[Path]) -> MismatchError:
     where = "" if conflict.elsewhere is None else f" (which is token {conflict.elsewhere} there)"
     return MismatchError(
         f"{other}: token {conflict.id} is {theirs!r:.80}, in {one} it is {ours!r:.80}{where}; rows are merged by id, "
-        f"so one id must be one token: give both models the same {TOKENIZER} if it was only renamed, or {LEAVE}"
+        f"so one id must be one token: give both models the same {TOKENIZER} if it was only renamed"
     )
 
 
@@ -100,7 +99,7 @@ def owner_of(models: Sequence[Checkpoint], ids: Sequence[Runs]) -> int:
     lacking = next(other for other in range(len(models)) if not _covers(ids[best], ids[other]))
     raise MismatchError(
         f"{models[best].path / TOKENIZER}: has the most tokens, but not all of {models[lacking].path / TOKENIZER}; one "
-        f"tokenizer must have every token; {LEAVE}"
+        "tokenizer must have every token"
     )
 
 

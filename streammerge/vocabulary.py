@@ -20,7 +20,7 @@ from .formats.contract import TensorInfo
 from .formats.dtypes import DTYPES
 from .jobs import Action, TensorJob
 from .selection import Selection
-from .token_ids import LEAVE, has_id, ids_of, owner_of
+from .token_ids import has_id, ids_of, owner_of
 from .tokens import Runs
 
 _EMBEDDINGS = (
@@ -29,6 +29,8 @@ _EMBEDDINGS = (
     "word_embeddings.weight",
     "embed_in.weight",
     "tok_embeddings.weight",
+    "embeddings.weight",
+    "shared.weight",
 )
 _OUTPUTS = ("lm_head.weight", "lm_head.bias", "embed_out.weight", "output.weight")
 
@@ -105,26 +107,36 @@ def _is_called(name: str, endings: Sequence[str]) -> bool:
 def align_vocabulary(base: Checkpoint, agents: Sequence[Checkpoint], selection: Selection) -> Vocabulary:
     """Decide about every row, from headers and tokenizers. Raises MismatchError, FormatError."""
     names, excluded = _vocabulary_tensors(base, selection)
-    unchanged = Vocabulary(frozenset(), tuple(agents))
-    models = (base, *agents)
     if not names or not all(name in model.tensors for model in agents for name in names):
-        return unchanged  # what is missing is explained where tensors are compared
+        return Vocabulary(frozenset(), tuple(agents))  # what is missing is explained where tensors are compared
+    try:
+        return _aligned(base, agents, names, excluded)
+    except MismatchError as error:
+        leave = f"to leave the vocabulary as it is in the base: --exclude '^({'|'.join(names)})$'"
+        raise MismatchError(f"{error}; {leave}") from None
+
+
+def _aligned(
+    base: Checkpoint, agents: Sequence[Checkpoint], names: Sequence[str], excluded: Sequence[str]
+) -> Vocabulary:
+    models = (base, *agents)
     counts = [_rows(model, names) for model in models]
     ids, notices = ids_of(models, counts)
     common = ids[0][-1][1]
     owner = owner_of(models, ids)
+    told = (*notices, *_told_owner(models, owner))
     if len(set(counts)) == 1 and all(runs[-1][1] <= common for runs in ids):
-        return replace(unchanged, owner=owner, notices=(*notices, *_told_owner(models, owner)))
+        return Vocabulary(frozenset(), tuple(agents), owner=owner, notices=told)
     tail = tuple(_tail(counts, ids, common))
-    if excluded and max(counts) != counts[0]:
+    resized = max(counts) != counts[0]
+    if excluded and resized:
         raise MismatchError(
             f"{base.path}: tensor {excluded[0]!r} is excluded and keeps its {counts[0]} rows, but {names[0]!r} would "
             f"have {max(counts)}; exclude all tensors of the vocabulary, or none"
         )
     filled = tuple(_filled(base, agent, names, count, common) for agent, count in zip(agents, counts[1:], strict=True))
-    said = (_told(counts, tail), *_told_owner(models, owner))
-    resized = max(counts) != counts[0]
-    return Vocabulary(frozenset(names), filled, max(counts), common, tail, owner, resized, (*notices, *said))
+    told = (*told, _told(counts, tail))
+    return Vocabulary(frozenset(names), filled, max(counts), common, tail, owner, resized, told)
 
 
 def _vocabulary_tensors(base: Checkpoint, selection: Selection) -> tuple[list[str], list[str]]:
@@ -148,7 +160,7 @@ def _rows(model: Checkpoint, names: Sequence[str]) -> int:
         if rows != found[first]:
             raise MismatchError(
                 f"{model.path}: tensor {name!r} has {rows} rows, {first!r} has {found[first]}; both should have one "
-                f"for each token; {LEAVE}"
+                "for each token"
             )
     return found[first]
 
@@ -180,7 +192,7 @@ def _filled(base: Checkpoint, agent: Checkpoint, names: Sequence[str], rows: int
         if agent.tensors[name].dtype != base.tensors[name].dtype:
             raise MismatchError(
                 f"{agent.path}: tensor {name!r} lacks rows of the base, which cannot stand in: it is "
-                f"{agent.tensors[name].dtype}, the base's {base.tensors[name].dtype}; {LEAVE}"
+                f"{agent.tensors[name].dtype}, the base's {base.tensors[name].dtype}"
             )
     longer = {name: replace(info, shape=(common, *info.shape[1:])) for name, info in _named(agent, names).items()}
     stored = {name: info.nbytes for name, info in _named(agent, names).items()}
