@@ -105,6 +105,10 @@ class TensorJob:
         """How many segments there are; the last may be a short one."""
         return -(-self.elements // self.segment)
 
+    def segment_at(self, start: int) -> int:
+        """The number of the segment that begins at this element of the tensor."""
+        return (start - self.start) // self.segment
+
     def written(self, elements: int) -> int:
         """Bytes that so many elements take in the output, whole grains of them."""
         return self.target.nbytes(elements) if self.target else elements * DTYPES[self.dtype].itemsize

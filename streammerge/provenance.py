@@ -27,6 +27,7 @@ def run_facts(plan: Plan) -> Facts:
         "recipe": _recipe(plan.recipe),
         "inputs": [_model(model, names[model.path]) for model in (plan.base, *plan.agents)],
         "beside": [_file(file, _HEAD) for file in (plan.gguf.read if plan.gguf else ())],
+        "parts": [[job.name, list(job.span), list(job.donors)] for job in plan.jobs if job.span],
         "layout": checksum.digest(b"".join(file.name.encode() + file.header for file in plan.files)).hex(),
     }
 

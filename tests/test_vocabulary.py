@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import xxhash
 from safetensors.numpy import load_file, save_file
 
 import streammerge
@@ -14,6 +15,7 @@ from streammerge.errors import FormatError, MismatchError, NonFiniteError
 from streammerge.events import Notice
 from tests import oracle
 from tests.checks import check_same_bits
+from tests.test_resume import digests, resumed, stopped
 
 HIDDEN = 6
 EMBEDDING, HEAD, BODY = "model.embed_tokens.weight", "lm_head.weight", "model.layers.0.mlp.up_proj.weight"
@@ -249,12 +251,49 @@ def test_no_chunk_and_no_way_of_reading_changes_a_byte(tmp_path, monkeypatch, io
     for blocks in (1, 2, 3, 16):
         monkeypatch.setattr(budget, "_LARGEST_CHUNK", blocks * 65_536)
         for threads in (1, 3):
-            output, arrays, report, _ = merged(folders[0], folders[1:], "ram+", io=io, threads=threads)
+            output, arrays, report, _ = merged(folders[0], folders[1:], "ramplus_tl", io=io, threads=threads)
             seen.add((output / "model.safetensors").read_bytes())
             assert report.outcome.bytes_read == report.plan.bytes_to_read
     assert len(seen) == 1
     ours, theirs = (arrays_of(folders[k])[EMBEDDING] for k in (0, 2))
     check_same_bits(arrays[EMBEDDING][600:], np.concatenate([theirs[600:602], ours[602:640], theirs[640:]]))
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """Many chunks of 65,536 weights, before and after the end of the base's vocabulary."""
+    folder, rng = tmp_path_factory.mktemp("long"), np.random.default_rng(0)
+    models = []
+    for name, rows in (("base", 900), ("a", 1700), ("b", 1500)):
+        model = save(folder / name, rows, words(rows))
+        save_file({EMBEDDING: rng.standard_normal((rows, 768)).astype("f4")}, model / "model.safetensors")
+        models.append(model)
+    return models
+
+
+@pytest.mark.parametrize("chunks", [3, 12, 15, 20])
+def test_a_run_that_was_stopped_goes_on(long, tmp_path, monkeypatch, chunks):
+    monkeypatch.setattr(budget, "_LARGEST_CHUNK", 65_536)
+    options = {"method": "ram", "threads": 1}
+    streammerge.merge(long[0], long[1:], tmp_path / "whole" / "out", **options)
+    stopped((long[0], long[1:]), tmp_path / "out", chunks, **options)
+    report, listener = resumed((long[0], long[1:]), tmp_path / "out", **options)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole" / "out")
+    assert 0 < listener.read < report.plan.bytes_to_read
+
+
+def test_the_manifest_has_a_checksum_of_each_part(long, tmp_path):
+    streammerge.merge(long[0], long[1:], tmp_path / "out")
+    facts = json.loads((tmp_path / "out" / "streammerge-manifest.json").read_text())["tensors"][EMBEDDING]
+    raw = arrays_of(tmp_path / "out")[EMBEDDING].tobytes()
+    assert facts["parts"] == [rows * 768 * 4 for rows in (900, 600, 200)] and sum(facts["parts"]) == len(raw)
+    parts, start = [], 0
+    for size in facts["parts"]:
+        part, step = raw[start : start + size], facts["segment"]
+        pieces = [xxhash.xxh3_128_digest(part[at : at + step]) for at in range(0, size, step)]
+        parts.append(xxhash.xxh3_128_digest(b"".join(pieces)))
+        start += size
+    assert facts["checksum"] == xxhash.xxh3_128_hexdigest(b"".join(parts))
 
 
 # --- ids -------------------------------------------------------------------------------------------------------------
