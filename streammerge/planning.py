@@ -97,6 +97,11 @@ class Plan:
         return self.input_bytes(self.jobs) + merged * (self.tensor_passes - 1)
 
     @cached_property
+    def tensor_names(self) -> tuple[str, ...]:
+        """The tensors of the output that come from checkpoints; one may take several jobs."""
+        return tuple(dict.fromkeys(job.target.name if job.target else job.name for job in self.jobs))
+
+    @cached_property
     def bytes_to_write(self) -> int:
         """Size of the weights that are written."""
         return total_bytes(self.files)

@@ -120,7 +120,7 @@ def summary(report: Report) -> list[str]:
     plan, outcome, memory = report.plan, report.outcome, report.plan.memory
     weights = weights_of(plan.jobs)
     lines = [
-        f"{plan.output}: {len(_by_tensor(plan.jobs))} tensors, {sum(weights.values()):,} weights, "
+        f"{plan.output}: {len(plan.tensor_names)} tensors, {sum(weights.values()):,} weights, "
         f"{format_size(plan.bytes_to_write)} ({plan.method.name}"
         + (")" if plan.gguf is None else f", {plan.gguf.file_type.name})")
     ]

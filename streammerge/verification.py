@@ -203,7 +203,7 @@ class _NonFinite:
         self.count, self.first = 0, -1
         self._dtype = info.dtype
         self._is_plain = info.dtype in DTYPES
-        self._is_number = (self._is_plain and DTYPES[info.dtype].floating) or not self._is_plain
+        self._is_number = self._is_plain and DTYPES[info.dtype].floating or not self._is_plain
         block = (1, DTYPES[info.dtype].itemsize) if self._is_plain else _block(info.dtype)
         self._block, self._block_bytes = block
         self._values = np.empty(0, np.float32)
