@@ -1,23 +1,50 @@
 """Computes a merge again, or a sample of it, and compares it with the bytes of an output."""
 
+import json
 import random
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
 from . import statistics
+from .api import recipe_of
+from .errors import RecipeError
 from .events import Listener
 from .execute import execute
 from .formats.contract import Bytes, Reader, Source
-from .kernels.load import load_cpu
 from .journal import Record
+from .kernels.load import load_cpu
 from .ledger import Ledger
+from .mergekit_yaml import PATHS, read_yaml
 from .planning import Plan
 from .provenance import run_facts
+from .recipe import Recipe
 
 _PIECE = 1 << 16
+
+
+def recipe_again(manifest: Mapping[str, Any], models: Sequence[Path], **options: Any) -> Recipe:
+    """The recipe that a manifest tells of, for ``models`` (the base first). ``options``: an importance matrix and a
+    template where they were used, memory, threads. Raises RecipeError."""
+    names = [facts["name"] for facts in manifest["inputs"]]
+    if len(models) != len(names):
+        raise RecipeError(f"--against is needed {len(names)} times, {len(models)} given, for: {', '.join(names)}")
+    places = dict(zip(names, models))
+    for option in PATHS:
+        used, given = manifest["recipe"].get("streammerge", {}).get(option), options.pop(option)
+        if used is not None and given is None:
+            raise RecipeError(f"{used} was used; give it, too: --{option.replace('_', '-')} FILE")
+        places |= {used: Path(given)} if used is not None and given is not None else {}
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.yml"
+        path.write_text(json.dumps(manifest["recipe"]), encoding="utf-8")  # JSON is YAML
+        fields = read_yaml(path, places)
+    return recipe_of(**fields, **{name: value for name, value in options.items() if value is not None})
 
 
 def recompute(
@@ -67,9 +94,10 @@ class Sample(Ledger):
         super().__init__(plan, known)
         rng = random.Random(seed)
         self._chosen = [
-            {start for start, _ in plan.chunks(job) if rng.random() < share} or {0} for job in plan.jobs
+            {start for start, _ in plan.chunks(job) if rng.random() < share} or {job.start} for job in plan.jobs
         ]
-        elements = sum(min(plan.step(job), job.elements - start) for job, starts in zip(plan.jobs, self._chosen) for start in starts)
+        pairs = ((job, start) for job, starts in zip(plan.jobs, self._chosen) for start in starts)
+        elements = sum(min(plan.step(job), job.start + job.elements - start) for job, start in pairs)
         self.chosen = elements / sum(job.elements for job in plan.jobs)
 
     def is_done(self, job: int, start: int) -> bool:

@@ -58,7 +58,9 @@ def checksum(raw, segment):
 def test_the_manifest_has_the_checksum_of_every_tensor(made):
     manifest = json.loads((made / "out/streammerge-manifest.json").read_text())
     names = {
-        name for file in (made / "out").glob("*.safetensors") for name in safe_open(file, "np").keys()  # noqa: SIM118
+        name
+        for file in (made / "out").glob("*.safetensors")
+        for name in safe_open(file, "np").keys()  # noqa: SIM118
     }
     assert manifest["tensors"].keys() == names and len(manifest["files"]) > 2
     for name, facts in manifest["tensors"].items():

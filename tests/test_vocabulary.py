@@ -1,6 +1,7 @@
 """Vocabularies that differ in rows, heads that differ, companions that differ. Oracles in plain numpy."""
 
 import json
+import os
 import re
 import shutil
 
@@ -294,6 +295,18 @@ def test_the_manifest_has_a_checksum_of_each_part(long, tmp_path):
         parts.append(xxhash.xxh3_128_digest(b"".join(pieces)))
         start += size
     assert facts["checksum"] == xxhash.xxh3_128_hexdigest(b"".join(parts))
+
+
+@pytest.mark.parametrize("output", ["out", "out.safetensors"])
+def test_verify_looks_at_every_part_and_computes_all_of_it_again(long, tmp_path, output):
+    streammerge.merge(long[0], long[1:], tmp_path / output, method="ram")
+    assert not streammerge.verify(tmp_path / output, long, share=1.0).problems
+    weights = tmp_path / output / "model.safetensors" if output == "out" else tmp_path / output
+    with open(weights, "r+b") as file:  # in the last row, which is padding of an agent
+        file.seek(-5, os.SEEK_END)
+        file.write(b"x")
+    (problem,) = streammerge.verify(tmp_path / output).problems
+    assert f"{EMBEDDING!r} is not what was written" in problem
 
 
 # --- ids -------------------------------------------------------------------------------------------------------------
