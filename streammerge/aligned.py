@@ -38,6 +38,11 @@ class AlignedSource:
         return _FilledReader(self.own.reader("pread"), self.base.reader("pread"), self.stored, self.filling)
 
 
+def stored_tensors(source: Source) -> Mapping[str, TensorInfo]:
+    """What the files of a source hold, whatever a merge sees of it."""
+    return stored_tensors(source.own) if isinstance(source, AlignedSource) else source.tensors
+
+
 class _FilledReader:
     """Reads what a model stores from there, and what it lacks from the base."""
 

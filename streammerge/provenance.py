@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, checksum
+from .aligned import stored_tensors
 from .checkpoint import Checkpoint
 from .errors import FormatError
 from .planning import Plan
@@ -95,7 +96,7 @@ def _model(model: Checkpoint, name: str) -> Facts:
 
 def _offsets(model: Checkpoint) -> Iterator[tuple[Path, list[int]]]:
     by_file: dict[Path, list[int]] = {}
-    for info in model.tensors.values():
+    for info in stored_tensors(model.source).values():
         by_file.setdefault(info.file, []).append(info.offset)
     yield from by_file.items()
 

@@ -11,7 +11,7 @@ import xxhash
 from safetensors.numpy import load_file, save_file
 
 import streammerge
-from streammerge import budget
+from streammerge import budget, checksum
 from streammerge.errors import FormatError, MismatchError, NonFiniteError
 from streammerge.events import Notice
 from tests import oracle
@@ -455,6 +455,18 @@ def test_heads_by_choice(tmp_path, first, choice):
         assert any("t: has no 'lm_head.weight'; its embedding stands in" in notice for notice in notices)
     else:
         assert sum("'lm_head.weight' is left out" in notice for notice in notices) == 2
+
+
+def test_of_a_head_that_is_left_out_no_byte_is_read(tmp_path, monkeypatch):
+    """It comes first in its file: what is taken for the header of the file must not reach over it."""
+    seen, sample = {}, checksum.sample_of_file
+    monkeypatch.setattr(
+        checksum, "sample_of_file", lambda file, head: seen.setdefault(file, head) and sample(file, head)
+    )
+    base, agent = save(tmp_path / "base", 10, head=False), save(tmp_path / "a", 10, seed=1)
+    merged(base, [agent], head="tied")
+    for file, head in seen.items():
+        assert head == 8 + int.from_bytes(file.read_bytes()[:8], "little")
 
 
 def test_where_every_config_ties_a_stored_head_is_left_out(tmp_path):
