@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from .checkpoint import Checkpoint
 from .errors import FormatError
-from .formats.safetensors import parse_json
+from .formats.inputs import read_json, read_text
 
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _TOKENIZER_CONFIG, _SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
@@ -85,7 +85,7 @@ def _template(folder: Path, tokenizer: Mapping[str, Any], notices: list[str]) ->
     """The chat template; a file of its own has the first word, as in transformers."""
     jinja = folder / _TEMPLATES[0]
     if jinja.is_file():
-        return _parsed(jinja, lambda raw: raw.decode("utf-8", "replace"), notices)
+        return _parsed(lambda: read_text(jinja, _LARGEST), notices)
     return _read(folder / _TEMPLATES[1], notices).get("chat_template", tokenizer.get("chat_template"))
 
 
@@ -96,17 +96,13 @@ def _text(entry: object) -> object:
 
 def _read(file: Path, notices: list[str]) -> Mapping[str, Any]:
     """A JSON object, empty if there is none."""
-    return (_parsed(file, lambda raw: parse_json(file, raw), notices) or {}) if file.is_file() else {}
+    return (_parsed(lambda: read_json(file, _LARGEST), notices) or {}) if file.is_file() else {}
 
 
-def _parsed(file: Path, parse: Callable[[bytes], Parsed], notices: list[str]) -> Parsed | None:
+def _parsed(parse: Callable[[], Parsed], notices: list[str]) -> Parsed | None:
     """What a small file holds; if it cannot be read that is said, and None."""
     try:
-        if (size := file.stat().st_size) > _LARGEST:
-            raise FormatError(f"{file}: has {size} bytes")
-        return parse(file.read_bytes())
-    except OSError as error:
-        notices.append(f"{file}: cannot be read: {error.strerror}; it is not compared")
+        return parse()
     except FormatError as error:
         notices.append(f"{error}; it is not compared")
     return None

@@ -2,11 +2,11 @@
 
 from bisect import bisect_right
 from collections.abc import Container, Iterator, Sequence
-from hashlib import file_digest
 from operator import itemgetter
 from pathlib import Path
 
 from .checkpoint import Checkpoint
+from .checksum import of_file
 from .errors import FormatError, MismatchError
 from .tokens import Comparison, Conflict, Runs, compare_tokenizers
 
@@ -25,7 +25,7 @@ def ids_of(models: Sequence[Checkpoint], counts: Sequence[int]) -> tuple[list[Ru
     resized = len(set(counts)) > 1
     if resized:
         _check_told(models, counts, files)
-    digests = {k: _digest(file) for k, file in files.items()}
+    digests = {k: of_file(file) for k, file in files.items()}
     first = {digest: files[k] for k, digest in reversed(digests.items())}  # one file for each content
     different = [files[k] for k, digest in digests.items() if first[digest] == files[k]]
     everything: Runs = ((0, counts[0]),)
@@ -64,14 +64,6 @@ def _clipped(model: Checkpoint, runs: Runs, rows: int) -> Runs:
             f"{model.path / TOKENIZER}: none of its tokens has one of the {rows} rows of the vocabulary"
         )
     return clipped
-
-
-def _digest(file: Path) -> bytes:
-    try:
-        with file.open("rb") as opened:
-            return file_digest(opened, "sha256").digest()
-    except OSError as error:
-        raise FormatError(f"{file}: cannot be read: {error.strerror}") from error
 
 
 def _explained(conflict: Conflict, files: Sequence[Path]) -> MismatchError:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from streammerge.errors import FormatError, StreammergeError
-from streammerge.formats.safetensors import parse_json
+from streammerge.formats.inputs import read_json
 
 Runs = tuple[tuple[int, int], ...]  # ids as (first, one past the last), rising
 
-_LARGEST = 1 << 28
+_LARGEST, _MOST_VALUES = 64 << 20, 4_000_000  # bytes and JSON values of a tokenizer.json
 # Beside ids, what decides how a text is cut into tokens.
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
@@ -66,7 +66,7 @@ def _compare(files: Sequence[Path]) -> dict[str, Any]:
     known: dict[int, tuple[int, str]] = {}  # id to the number of the first file that has it, and its token
     ids, parts, conflict = [], [], None
     for number, file in enumerate(files):
-        tokenizer = _read(file)
+        tokenizer = read_json(file, _LARGEST, _MOST_VALUES)
         tokens = _tokens(file, tokenizer)
         ids.append(list(_runs(sorted(tokens))))
         parts.append(_digests(tokenizer))
@@ -86,12 +86,6 @@ def _first_conflict(
             elsewhere = (other for other, (first, found) in known.items() if first == file and found == tokens[id])
             return id, (file, number), (text, tokens[id]), next(elsewhere, None)
     return None
-
-
-def _read(file: Path) -> dict[str, Any]:
-    if file.stat().st_size > _LARGEST:
-        raise FormatError(f"{file}: has {file.stat().st_size} bytes, which is no tokenizer")
-    return parse_json(file, file.read_bytes())
 
 
 def _tokens(file: Path, tokenizer: Mapping[str, Any]) -> dict[int, str]:
