@@ -13,7 +13,7 @@ from .budget import parse_size
 from .errors import RecipeError
 from .events import Listener, Notice, Planned
 from .planning import Plan, make_plan, processors
-from .recipe import GgufOptions, Recipe, parse_tensor_type
+from .recipe import GgufOptions, Head, Recipe, parse_tensor_type
 from .report import Report
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Options(TypedDict, total=False):
     max_shard_size: str | int | None
     allow_non_finite: bool
     mixed_dtypes: bool
+    head: Head | None
     overwrite: bool
     resume: bool
     quantize: str | None

@@ -77,6 +77,8 @@ def recipe_options(command: F) -> F:
                    help="Split the output into files of at most this size.  [default: 5GB, of GGUF one file]"),
             option("--allow-non-finite", is_flag=True, help="Go on with NaN and infinity in inputs or result."),
             option("--mixed-dtypes", is_flag=True, help="Allow agents of another floating type than the base."),
+            option("--head", type=click.Choice(["tied", "untied"]),
+                   help="Where only some models have a head of their own: leave it out, or give it to all."),
             option("--save-recipe", metavar="FILE.yml",
                    help="Write down, as a recipe to run again, what gives these bytes."),
             option("--overwrite", is_flag=True, help="Replace an output that exists, once the new one is whole."),

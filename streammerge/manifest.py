@@ -120,6 +120,7 @@ def _tensors(plan: Plan, written: Source, checksums: Mapping[str, str]) -> dict[
             "shape": list(info.shape),
             "from": [job.name for job in made],
             "origin": _origin([job.action for job in made]),
+            "parts": [job.written(job.elements) for job in made] or [info.nbytes],
             "segment": made[0].written(made[0].segment) if made else info.nbytes,
             "checksum": checksums[name],
         }

@@ -22,7 +22,8 @@ def plan_text(plan: Plan) -> str:
         f"{len(plan.files)} file{'s' if len(plan.files) > 1 else ''}"
         + ("" if plan.gguf is None else f", {plan.gguf.file_type.name}")
         + ("" if plan.free_disk is None else f", {format_size(plan.free_disk)} free"),
-        f"weights  {weights['merge']:,} merged, {weights['copy']:,} copied, {weights['cast']:,} copied in another type",
+        f"weights  {weights['merge']:,} merged, {weights['copy']:,} copied, {weights['cast']:,} copied in another type"
+        + (f", {weights['average']:,} averaged" if weights["average"] else ""),
         f"reading  {format_size(plan.bytes_to_read)}: {plan.model_passes} over the model, "
         f"{plan.tensor_passes} over each merged tensor; by {plan.io}",
         f"memory   {format_size(memory.projected)} projected of {format_size(memory.allowed)} allowed; "

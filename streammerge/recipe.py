@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from .errors import FormatError, RecipeError
 from .formats.dtypes import floating_dtype
@@ -12,6 +12,7 @@ from .methods import find_method
 
 DEFAULT_METHOD = "ram+"
 DEFAULT_SHARD = 5 * 10**9  # of safetensors; a GGUF file is one unless asked otherwise
+Head = Literal["tied", "untied"]
 INTERMEDIATES = ("auto", "bf16", "f16", "f32", "none")
 
 
@@ -46,6 +47,7 @@ class Recipe:
     """One merge: inputs, output, method, and how to go about it. Sizes in bytes; ``max_ram`` None means a share
     of what is free, ``threads`` None every processor, ``max_shard_size`` None what is usual for the format, 0 one file.
     ``parameters`` are the method's: one value, a tuple of one for each agent, or ``ByTensor`` in their place.
+    ``head`` says which way to go where some models tie their head to the embedding and others do not.
     ``gguf`` is None where the output is safetensors; ``notices`` are what is to be said about what was asked."""
 
     base: Path
@@ -62,6 +64,7 @@ class Recipe:
     max_shard_size: int | None = None
     allow_non_finite: bool = False
     mixed_dtypes: bool = False
+    head: Head | None = None
     overwrite: bool = False
     resume: bool = False
     gguf: GgufOptions | None = None
@@ -71,6 +74,8 @@ class Recipe:
         find_method(self.method)
         if not self.agents:
             raise RecipeError("no agents given; usage: streammerge merge BASE AGENT... -o OUT")
+        if self.head not in (None, *get_args(Head)):
+            raise RecipeError(f"--head {self.head!r} is not known; it is one of {', '.join(get_args(Head))}")
         if self.threads is not None and self.threads < 1:
             raise RecipeError(f"--threads must be at least 1, found {self.threads}")
         for pattern in (*self.exclude, *self.only):

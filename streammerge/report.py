@@ -9,6 +9,7 @@ from typing import Any
 from . import __version__
 from .budget import format_size
 from .escape import code, markdown, printable
+from .jobs import TensorJob
 from .ledger import Outcome
 from .methods.ram_plus import RamPlus, overlap_ratio
 from .planning import Plan, weights_of
@@ -16,6 +17,13 @@ from .saved_recipe import recipe_yaml
 from .varying import varies
 
 _ONE_LINE = sys.maxsize  # folded, a name could begin a line with what ends the YAML around it
+
+_WORDS = (
+    ("merge", "merged"),
+    ("copy", "copied"),
+    ("cast", "copied in another type"),
+    ("average", "averaged: tokens that several agents added"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +66,7 @@ class Report:
             "files": [file.name for file in self.plan.files],
             "method": self.plan.method_dict(),
             "weights": dict(weights_of(self.plan.jobs)),
-            "tensors": {
-                (job.target.name if job.target else job.name): {
-                    "action": job.action,
-                    "reason": job.reason,
-                    "dtype": job.target.dtype if job.target else job.dtype,
-                }
-                for job in self.plan.jobs
-            },
+            "tensors": _by_tensor(self.plan.jobs),
             "agents": [asdict(share) for share in self.agents],
             "non_finite": {"inputs": self.outcome.non_finite_inputs, "outputs": self.outcome.non_finite_outputs},
             "seconds": self.seconds,
@@ -75,6 +76,18 @@ class Report:
             "bound_by": self.bound_by,
             "memory": memory,
         }
+
+
+def _by_tensor(jobs: Sequence[TensorJob]) -> dict[str, dict[str, str]]:
+    """What was done to each tensor of the output; of one in parts, to the first, and why to all of them."""
+    found: dict[str, dict[str, str]] = {}
+    for job in jobs:
+        name, dtype = (job.target.name, job.target.dtype) if job.target else (job.name, job.dtype)
+        if name not in found:
+            found[name] = {"action": job.action, "reason": job.reason, "dtype": dtype}
+        elif job.span is not None:
+            found[name]["reason"] += f"; {job.reason}"
+    return found
 
 
 def agent_shares(plan: Plan, outcome: Outcome) -> tuple[AgentShare, ...]:
@@ -107,15 +120,11 @@ def summary(report: Report) -> list[str]:
     plan, outcome, memory = report.plan, report.outcome, report.plan.memory
     weights = weights_of(plan.jobs)
     lines = [
-        f"{plan.output}: {len(plan.jobs)} tensors, {sum(weights.values()):,} weights, "
+        f"{plan.output}: {len(plan.tensor_names)} tensors, {sum(weights.values()):,} weights, "
         f"{format_size(plan.bytes_to_write)} ({plan.method.name}"
         + (")" if plan.gguf is None else f", {plan.gguf.file_type.name})")
     ]
-    lines += [
-        f"  {weights[action]:,} {word}"
-        for action, word in (("merge", "merged"), ("copy", "copied from the base"), ("cast", "copied in another type"))
-        if weights[action]
-    ]
+    lines += [f"  {weights[action]:,} {word}" for action, word in _WORDS if weights[action]]
     for share in report.agents:
         unique = share.unique / max(share.changed, 1)
         scale = "" if share.scale is None else f", unique part scaled by {share.scale:.4f}"
@@ -158,5 +167,5 @@ def model_card(plan: Plan, shares: Sequence[AgentShare]) -> str:
         lines.append("")
     kept = [job for job in plan.jobs if job.action != "merge"]
     if kept:
-        lines += ["Taken from the base:", "", *(f"- {code(job.name)}: {markdown(job.reason)}" for job in kept), ""]
+        lines += ["Not merged:", "", *(f"- {code(job.name)}: {markdown(job.reason)}" for job in kept), ""]
     return "\n".join(lines)

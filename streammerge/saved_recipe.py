@@ -88,10 +88,10 @@ def _options(recipe: Recipe, name: Callable[[Path], str]) -> dict[str, Any]:
     gguf = recipe.gguf or GgufOptions()
     found: dict[str, Any] = {
         **{key: list(getattr(recipe, key)) for key in ("exclude", "only")},
-        **{key: getattr(recipe, key) for key in ("mixed_dtypes", "allow_non_finite")},
+        **{key: getattr(recipe, key) for key in ("head", "mixed_dtypes", "allow_non_finite")},
         "tensor_types": ["=".join(pair) for pair in gguf.tensor_types],
         "intermediate": None if gguf.intermediate == GgufOptions().intermediate else gguf.intermediate,
-        **{key: getattr(gguf, key) for key in TEXTS if key != "intermediate"},
+        **{key: getattr(gguf, key) for key in TEXTS if key not in ("head", "intermediate")},
         **{key: name(path) for key in PATHS if (path := getattr(gguf, key))},
         "pure": gguf.pure,
     }

@@ -52,11 +52,13 @@ def model_key_values(
     name: str | None = None,
     origins: Sequence[Origin] = (),
     tags: Sequence[str] = (),
+    tokenizer: Path | None = None,
     pre_tokenizer: str | None = None,
 ) -> list[KeyValue]:
     """Everything that the GGUF file of a model says, unquantized; ``quantized_key_values`` turns it into the rest.
 
-    ``folder`` is the model whose card, config and tokenizer count (the base of a merge). ``name`` and, if there are
+    ``folder`` is the model whose card and config count (the base of a merge), ``tokenizer`` the one whose tokenizer
+    does, if it is another. ``name`` and, if there are
     any, ``origins`` and ``tags`` replace what the card says. ``file_type`` is the type of the matrices.
     """
     weights = sum(prod(tensor.shape) for tensor in tensors)
@@ -64,7 +66,7 @@ def model_key_values(
         *general_key_values(folder, weights, name=name, origins=origins, tags=tags),
         *model.key_values(file_type.number),
         key_value("general.quantization_version", "u32", 2),
-        *tokenizer_key_values(folder, config, model.vocabulary, pre_tokenizer),
+        *tokenizer_key_values(tokenizer or folder, config, model.vocabulary, pre_tokenizer),
     ]
 
 
