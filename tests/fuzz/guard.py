@@ -37,7 +37,7 @@ class _Watch:
     def hear(self, event: str, arguments: tuple) -> None:
         if self.inside is None:
             return
-        if event in _RUNS:
+        if event in _RUNS and not _is_ours(event, arguments):
             self.seen.append(f"{event} {arguments!r:.200}")
         elif event in _CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING):
             place = arguments[0]
@@ -46,6 +46,12 @@ class _Watch:
 
     def _allowed(self, place: str) -> bool:
         return Path(os.path.abspath(place)).is_relative_to(self.inside) or not place.startswith("/")
+
+
+def _is_ours(event: str, arguments: tuple) -> bool:
+    """Whether a program is a module of streammerge, which reads a tokenizer in a process of its own."""
+    command = arguments[1] if event == "subprocess.Popen" else ()
+    return list(command[:2]) == [sys.executable, "-m"] and command[2].startswith("streammerge.")
 
 
 _watch: _Watch | None = None
