@@ -56,7 +56,12 @@ def try_one(seed: int, number: int, kept: Path | None = None) -> tuple[str, str 
 
 
 def _special(folder: str, names: list[str]) -> list[str]:
-    return [name for name in names if not (Path(folder, name).is_dir() or Path(folder, name).is_file())]
+    """What is not kept: no file or folder, or a hole, a copy of which would fill the disk."""
+    return [name for name in names if not (Path(folder, name).is_dir() or _is_small(Path(folder, name)))]
+
+
+def _is_small(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size < 1 << 24
 
 
 def _outcome(target: Target, folder: Path, out: Path) -> str:
