@@ -71,11 +71,19 @@ class Demand:
     floats: int  # for each element of a block: base, agents and result in float32
     worker: int  # for each worker: counters of the measure passes, ends of windows, pieces that are quantized
     tensor: int  # for each tensor in flight, one more than workers: its sums and counters
+    numbers: int = 0  # for each block of a chunk: what it measured, where that is kept by block
+    kept: int = 0  # once: numbers of every tensor that are kept to the end
     grain: int = 1  # elements that must stay together in a chunk
+
+    @property
+    def block(self) -> int:
+        """Bytes that each block of a chunk takes."""
+        return BLOCK * (self.inputs + self.output) + self.numbers
 
     def per_worker(self, chunk: int) -> int:
         """Bytes of one worker that carries chunks of this many elements."""
-        return chunk * (self.inputs + self.output) + BLOCK * self.floats + self.worker + _THREAD
+        blocks = chunk // BLOCK
+        return blocks * self.block + BLOCK * self.floats + self.worker + _THREAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +101,7 @@ class Memory:
 def fit(demand: Demand, *, allowed: int, reserved: int, threads: int) -> Memory:
     """As many workers as asked, with chunks as large as the budget lets them be: first smaller chunks, then
     fewer workers. Raises BudgetError naming the least budget that would do."""
-    fixed = reserved + _FIXED + demand.tensor
+    fixed = reserved + _FIXED + demand.kept + demand.tensor
     fewest = -(-demand.grain // BLOCK)  # blocks of the smallest chunk
     smallest = fixed + demand.tensor + demand.per_worker(fewest * BLOCK)
     least = -(-smallest // (4 * MIB)) * 4 * MIB  # rounded up: reserved varies a little
@@ -104,7 +112,7 @@ def fit(demand: Demand, *, allowed: int, reserved: int, threads: int) -> Memory:
         )
     for workers in range(threads, 0, -1):
         room = (allowed - fixed) // workers - demand.tensor - demand.per_worker(0)
-        blocks = room // (BLOCK * (demand.inputs + demand.output))
+        blocks = room // demand.block
         if blocks >= fewest:
             break
     chunk = min(blocks * BLOCK, max(_LARGEST_CHUNK, fewest * BLOCK))

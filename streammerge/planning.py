@@ -28,12 +28,15 @@ from .kernels.contract import BLOCK
 from .methods import build_method
 from .methods.base import Measure, Method
 from .recipe import DEFAULT_SHARD, Recipe, compile_pattern
+from .tree import rows_waiting
 
 if TYPE_CHECKING:
     from .gguf.output import GgufOutput
 
 # What quantizing takes beside the chunk and the pieces: an encoder's own scratch, and the largest small tensor.
 QUANTIZING = 1 << 20
+# What keeping the numbers of a tensor takes beside them: Python's own objects, rounded up.
+KEPT = 1024
 
 
 @dataclass(frozen=True)
@@ -137,14 +140,19 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, notify: Callable[[str], None] = lambda text: None, *, reserved: int | None = None
+    recipe: Recipe,
+    notify: Callable[[str], None] = lambda text: None,
+    *,
+    reserved: int | None = None,
+    method: Method | None = None,
 ) -> Plan:
     """Decide everything about a merge from headers. ``reserved`` (bytes) is measured if not given, after the kernels
-    that quantize have been loaded; ``notify`` is told if they have to be compiled first.
+    that quantize have been loaded; ``notify`` is told if they have to be compiled first. ``method`` takes the place of
+    the recipe's.
 
     Raises FormatError, MismatchError, RecipeError, OutputError, BudgetError.
     """
-    method = build_method(recipe.method, recipe.parameters, len(recipe.agents))
+    method = method or build_method(recipe.method, recipe.parameters, len(recipe.agents))
     base = open_checkpoint(recipe.base)
     agents = tuple(open_checkpoint(path) for path in recipe.agents)
     _check_distinct(base, agents, method)
@@ -373,13 +381,18 @@ def _demand(
     mapped: bool,
 ) -> Demand:
     merged = [job for job in jobs if job.action == "merge"]
-    counters, rows = 0, 0
+    counters, rows, numbers, kept = 0, 0, 0, 0
     # a chunk of whole grains is longer than half a block, and its last block may be a short one
     blocks = max(-(-(1 + (job.grain > 1)) * job.elements // BLOCK) for job in merged)
     for measure in method.measures():
         size = 8 * prod(measure.shape(len(agents)))
         counters = max(counters, size) if measure.kind == "counts" else counters
-        rows = max(rows, size * blocks) if measure.kind != "counts" else rows
+        if measure.kind == "sums":
+            rows = max(rows, size * rows_waiting(blocks))
+            numbers = max(numbers, size)
+        elif measure.kind == "blocks":
+            rows = max(rows, 3 * size * blocks)
+        kept += len(merged) * (size + KEPT) if measure.keeps else 0
     inputs = sum(input_widths(base, agents, jobs))
     edges = 0
     if mapped:  # the ends of a window are rounded out; tensors that are not aligned are copied as well
@@ -392,7 +405,9 @@ def _demand(
         output=output_width(jobs) + quantized_width(jobs),
         floats=4 * (len(agents) + 2),
         worker=counters + edges + 2 * 4 * piece_size(jobs) + (QUANTIZING if piece_size(jobs) else 0),
-        tensor=2 * counters + 3 * rows,
+        tensor=2 * counters + rows,
+        numbers=numbers,
+        kept=kept,
         grain=max(min(job.segment, job.elements) for job in jobs),
     )
 
