@@ -19,8 +19,8 @@ BLOCK = 65_536
 # Blocks of bfloat16 as stored have at most this many agents: as many as fit in the registers of a processor.
 MAX_STORED_AGENTS = 4
 
-# How many of a block's first values are looked at for repetitions: the groups that quantized formats scale are as long.
-SAMPLE = 32
+# Of each run of 8,192 elements the first 32 are looked at for repetitions: as many as quantized formats scale together.
+SAMPLE, SAMPLED_RUN = 32, 8_192
 
 # An array of the backend: numpy.ndarray on the CPU, torch.Tensor on CUDA.
 Array = Any
@@ -143,8 +143,8 @@ class Kernels(Protocol):
         zeros, are folded in half until one number is left (p[j] += p[j + 512], p[j] += p[j + 256] ...), which is
         added up tile by tile.
 
-        ``whole`` (3): base.base; SAMPLE, and how many of the first SAMPLE values of the base repeat an earlier one
-        (zeros do not count); the latter two stay as they are in a block that is shorter.
+        ``whole`` (3): base.base; for each run of SAMPLED_RUN elements that has a whole sample, SAMPLE, and how many of
+        its first SAMPLE values repeat an earlier one of these in the base (zeros do not count).
         ``by_count`` (agents + 1): elements that exactly k agents changed.
         ``by_agent`` (agents x 6): changed; changed by no other; |d_i| > float32(1e-5); d_i.d_i; the largest |d_i|
         (not added: the larger stays); repeated values of x[i], as of the base.

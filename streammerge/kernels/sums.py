@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..formats.jit import inline, jit
-from .contract import SAMPLE
+from .contract import SAMPLE, SAMPLED_RUN
 
 Scalar = float | np.float32
 Row = NDArray[np.float32]  # (elements,)
@@ -126,9 +126,9 @@ def _observe_pair(x: Row, y: Row, epsilon: Scalar, numbers: Sums) -> None:
 
 @inline
 def _repeats(row: Row) -> int:
-    """How many of the first values repeat an earlier one; zeros do not count."""
+    """How many values of a sample repeat an earlier one; zeros do not count."""
     found = 0
-    for j in range(1, SAMPLE):
+    for j in range(1, row.size):
         for k in range(j):
             if row[j] == row[k] and row[j] != _ZERO:
                 found += 1
@@ -164,8 +164,8 @@ def observe(
                 _observe_pair(tiles[i, :n], tiles[other, :n], epsilon, by_pair[pair])
                 by_pair[pair, 2] += _folded_product(tiles[i], tiles[other], products)
                 pair += 1
-    if base.size >= SAMPLE:
+    for begin in range(0, base.size - SAMPLE + 1, SAMPLED_RUN):
         whole[1] += SAMPLE
-        whole[2] += _repeats(base)
+        whole[2] += _repeats(base[begin : begin + SAMPLE])
         for i in range(number):
-            by_agent[i, 5] += _repeats(agents[i])
+            by_agent[i, 5] += _repeats(agents[i, begin : begin + SAMPLE])
