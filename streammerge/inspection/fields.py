@@ -32,7 +32,7 @@ AGENT: tuple[Field[OfAgent], ...] = (
           lambda a: a.update_sparsity, high=1.0),
     Field("unique_share", "unique", "of the changed weights those that no other agent changed",
           lambda a: a.unique_share, high=1.0),
-    Field("overlap_ratio", "overlap ratio", "shared / unique changed weights, RAM+'s ρ", lambda a: a.overlap_ratio,
+    Field("overlap_ratio", "overlap ratio", "shared / unique changed weights, rho of RAM+", lambda a: a.overlap_ratio,
           number),
     Field("scale", "RAM+ scale", "factor on the unique part that RAM+ takes from the overlap ratio", lambda a: a.scale,
           lambda value: number(value, 4), 1.0),
@@ -42,7 +42,7 @@ AGENT: tuple[Field[OfAgent], ...] = (
 
 PAIR: tuple[Field[OfPair], ...] = (
     Field("overlap", "overlap", "changed by both / changed by either", lambda p: p.overlap, high=1.0),
-    Field("sign_agreement", "sign agreement", "of the weights that both changed those that moved the same way; 50 % is chance",
+    Field("sign_agreement", "sign agreement", "of what both changed the share that moved the same way; 50 % is chance",
           lambda p: p.sign_agreement, high=1.0),
     Field("cosine", "cosine", "of the angle between the deltas", lambda p: p.cosine, number, -1.0, 1.0),
 )  # fmt: skip

@@ -13,7 +13,8 @@ Array = NDArray[np.float64]
 
 def ratio(part: Array, whole: Array) -> Array:
     """part / whole, NaN where whole is 0."""
-    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=np.asarray(whole) != 0)
+    out: Array = np.full(np.shape(part), np.nan)
+    return np.divide(part, whole, out=out, where=np.asarray(whole) != 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Numbers:
     @property
     def elements(self) -> Array:
         """Weights that were compared."""
-        return self.by_count.sum(axis=-1)
+        return np.asarray(self.by_count.sum(axis=-1))
 
     @property
     def by_count(self) -> Array:
@@ -36,7 +37,7 @@ class Numbers:
     @property
     def shared(self) -> Array:
         """Weights that two agents or more changed."""
-        return self.by_count[..., 2:].sum(axis=-1)
+        return np.asarray(self.by_count[..., 2:].sum(axis=-1))
 
     @property
     def base_norm(self) -> Array:

@@ -105,7 +105,9 @@ def _agent_tables(found: Inspection) -> Iterator[str]:
 def _pair_tables(found: Inspection) -> Iterator[str]:
     if found.pairs:
         yield "<h2>Pairs in the whole model</h2>\n"
-        yield from _statistics("pair", PAIR, ((found.pair_name(*pair), found.total.pair(*pair)) for pair in found.pairs))
+        yield from _statistics(
+            "pair", PAIR, ((found.pair_name(*pair), found.total.pair(*pair)) for pair in found.pairs)
+        )
 
 
 def _statistics(first: str, fields: Sequence[Field[Any]], rows: Iterable[tuple[str, Any]]) -> Iterator[str]:
@@ -146,7 +148,9 @@ def _data(found: Inspection) -> Iterator[str]:
         yield f"{',' if key != 'layers' else '{'}\n{_inert(key)}: {_inert(value)}"
     yield ',\n"agents": [' + "\n"
     for number, name in enumerate(found.agents):
-        yield ("," if number else "") + _inert({"name": name, "values": _values(AGENT, found.cells.agent(number))}) + "\n"
+        yield (
+            ("," if number else "") + _inert({"name": name, "values": _values(AGENT, found.cells.agent(number))}) + "\n"
+        )
     yield '],\n"pairs": [' + "\n"
     for number, pair in enumerate(found.pairs):
         total = {field.key: _short(field.value(found.total.pair(*pair))) for field in PAIR}

@@ -21,7 +21,7 @@ def places_of(names: Iterable[str]) -> dict[str, Place]:
     parsed = {name: _parse(name) for name in names}
     stacks = {stack for stack, layer, _ in parsed.values() if layer is not None}
     meanings: dict[str, set[tuple[str, str]]] = {}
-    for stack, layer, rest in parsed.values():
+    for _, layer, rest in parsed.values():
         meanings.setdefault(_short(rest), set()).add((rest, "" if layer is None else "layers"))
     places = {}
     for name, (stack, layer, rest) in parsed.items():

@@ -38,8 +38,7 @@ def inspect(
 
     if not (isfinite(epsilon) and epsilon >= 0):
         raise RecipeError(f"--epsilon must be a number from 0 up, found {epsilon}")
-    selection = {"exclude": exclude, "only": only}
-    recipe = recipe_of(base, agents, max_ram=max_ram, threads=threads, io=io, **selection)
+    recipe = recipe_of(base, agents, max_ram=max_ram, threads=threads, io=io, exclude=exclude, only=only)
     kernels = load_cpu(lambda text: listener(Notice(text)))
     plan = make_plan(recipe, method=Observing(agents=len(recipe.agents), epsilon=epsilon))
     began = time.perf_counter()

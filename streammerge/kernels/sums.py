@@ -1,9 +1,9 @@
 """The primitives of ``contract.py`` that add up in float64, and the one that observes everything at once.
 
 Eight running sums vectorize without fast-math: element j goes to sum j modulo 8, and these are added in order.
-``observe`` works on tiles that stay in the first-level cache, one short loop for each few numbers, because one loop with
-many counters does not vectorize. It folds a tile of products in half again and again: that took 0.18 ns an element,
-eight running sums 0.6.
+``observe`` works on tiles that stay in the first-level cache, one short loop for each few numbers, because one loop
+with many counters does not vectorize. It folds a tile of products in half again and again: that took 0.18 ns an
+element, eight running sums 0.6.
 """
 
 import numpy as np

@@ -57,7 +57,8 @@ class Measure:
 
     def combine(self, one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
         """What two neighbouring blocks measured, together: a commutative function. For ``sums``."""
-        return one + other
+        together: NDArray[Any] = one + other
+        return together
 
     def conclude(self, state: State, measured: NDArray[Any], extent: Extent) -> State:
         """What is known after the pass. ``measured`` has ``shape``, with a leading block axis for ``blocks``."""

@@ -73,7 +73,9 @@ def test_sparse_agents_are_well(base, tmp_path):
 def test_dense_deltas_are_not_for_ram(base, tmp_path, size):
     found = inspect(tmp_path, base, [finetuned(base, 1, size), reinforced(base, 2)])
     assert warnings(found) == ["dense"]
-    assert "agent0 changed" in advise(found)[0].text and "ram and ram+ are not for dense deltas" in advise(found)[0].text
+    assert (
+        "agent0 changed" in advise(found)[0].text and "ram and ram+ are not for dense deltas" in advise(found)[0].text
+    )
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q6_K", "Q5_0", "Q4_K", "Q4_0", "Q2_K", "IQ4_XS", "MXFP4"])

@@ -115,7 +115,9 @@ def test_a_value_that_is_not_finite_is_named(tmp_path):
 
 def test_without_plotly_it_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match=r"--html needs the plotly package; install it: pip install 'streammerge\[html\]'"):
+    with pytest.raises(
+        RecipeError, match=r"--html needs the plotly package; install it: pip install 'streammerge\[html\]'"
+    ):
         page.check(tmp_path / "page.html")
 
 
