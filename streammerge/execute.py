@@ -118,7 +118,11 @@ class _Execution:
             job for _, job in left if job.action == "merge"
         )
         self.listener(PassStarted("merging", reading))
-        self._stage(workers, stage)
+        self._stage(workers, stage, self._blended)
+
+    def _blended(self, running: Running) -> None:
+        if isinstance(running.measured, np.ndarray) and self.plan.measuring(running.job, None) is not None:
+            self.ledger.total.observed[running.job.name] = running.measured
 
     def _stage(
         self,

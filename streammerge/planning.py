@@ -23,6 +23,7 @@ from .formats.contract import OutputFile, OutputTensor, TensorInfo, total_bytes
 from .formats.dtypes import DTYPES
 from .formats.reading import WINDOW_GRAIN
 from .formats.safetensors import SINGLE, index_json, layout
+from .inspection.observing import DEFAULT_EPSILON, Columns, Observe
 from .jobs import TensorJob
 from .kernels.contract import BLOCK
 from .methods import build_method
@@ -88,6 +89,16 @@ class Plan:
     def bytes_to_write(self) -> int:
         """Size of the weights that are written."""
         return total_bytes(self.files)
+
+    @cached_property
+    def observer(self) -> Observe | None:
+        """What the blend gathers for ``--report``, from what it reads anyway."""
+        return None if self.recipe.report is None else _observer(self.method, len(self.agents))
+
+    def measuring(self, job: TensorJob, measure: Measure | None) -> Measure | None:
+        """What is measured in a pass: in the blend (None) of a counted tensor what is observed, if anything."""
+        observed = measure is None and job.action == "merge" and job.counted
+        return self.observer if observed else measure
 
     def step(self, job: TensorJob, measure: Measure | None = None) -> int:
         """Elements of a chunk of this job, in a measure pass or (None) the blend.
@@ -172,7 +183,7 @@ def make_plan(
     io: Literal["mmap", "pread"] = "mmap" if recipe.io == "mmap" else "pread"
     threads = recipe.threads or _processors()
     memory = budget.fit(
-        _demand(method, base, agents, jobs, mapped=io == "mmap"),
+        _demand(method, base, agents, jobs, mapped=io == "mmap", observed=recipe.report is not None),
         allowed=budget.default_allowed() if recipe.max_ram is None else recipe.max_ram,
         reserved=budget.peak() if reserved is None else reserved,
         threads=threads,
@@ -359,6 +370,10 @@ def in_the_way(plan: Plan) -> list[Path]:
 # --- what it needs ---------------------------------------------------------------------------------------------------
 
 
+def _observer(method: Method, agents: int) -> Observe:
+    return Observe(Columns(agents), getattr(method, "epsilon", DEFAULT_EPSILON))
+
+
 def input_widths(base: Checkpoint, agents: Sequence[Checkpoint], jobs: Sequence[TensorJob]) -> list[int]:
     """Bytes of the widest element that is read from the base and from each agent."""
     merged = [job.name for job in jobs if job.action == "merge"]
@@ -379,12 +394,14 @@ def _demand(
     jobs: Sequence[TensorJob],
     *,
     mapped: bool,
+    observed: bool,
 ) -> Demand:
     merged = [job for job in jobs if job.action == "merge"]
     counters, rows, numbers, kept = 0, 0, 0, 0
     # a chunk of whole grains is longer than half a block, and its last block may be a short one
     blocks = max(-(-(1 + (job.grain > 1)) * job.elements // BLOCK) for job in merged)
-    for measure in method.measures():
+    observer = _observer(method, len(agents)) if observed else None
+    for measure in (*method.measures(), *([observer] if observer else ())):
         size = 8 * prod(measure.shape(len(agents)))
         counters = max(counters, size) if measure.kind == "counts" else counters
         if measure.kind == "sums":

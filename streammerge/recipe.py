@@ -45,7 +45,7 @@ class GgufOptions:
 class Recipe:
     """One merge: inputs, output, method, and how to go about it. Sizes in bytes; ``max_ram`` None means a share
     of what is free, ``threads`` None every processor, ``max_shard_size`` None what is usual for the format, 0 one file.
-    ``gguf`` is None where the output is safetensors."""
+    ``gguf`` is None where the output is safetensors. ``report`` is a page to write about what the agents changed."""
 
     base: Path
     agents: tuple[Path, ...]
@@ -63,6 +63,7 @@ class Recipe:
     mixed_dtypes: bool = False
     overwrite: bool = False
     resume: bool = False
+    report: Path | None = None
     gguf: GgufOptions | None = None
 
     def __post_init__(self) -> None:
@@ -71,6 +72,11 @@ class Recipe:
             raise RecipeError("no agents given; usage: streammerge merge BASE AGENT... -o OUT")
         if self.threads is not None and self.threads < 1:
             raise RecipeError(f"--threads must be at least 1, found {self.threads}")
+        if self.report is not None and self.resume:
+            raise RecipeError(
+                "--report shows what the merge itself reads, and --resume does not read again what is done; "
+                "leave one out (streammerge inspect makes the same page)"
+            )
         for pattern in (*self.exclude, *self.only):
             compile_pattern(pattern)
         if self.dtype is not None:

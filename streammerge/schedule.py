@@ -103,9 +103,10 @@ class Schedule:
         if running.position == 0 and running.left == 0:
             self._unfinished += 1
         running.left = len(tasks)
-        measure = running.passes[running.position]
+        step = running.passes[running.position]
+        measure = self._plan.measuring(running.job, step)
         if measure is not None:
-            blocks = self._plan.blocks(running.job, measure)
+            blocks = self._plan.blocks(running.job, step)
             sums = measure.kind == "sums"
             running.measured = Tree(measure.combine) if sums else storage(measure, blocks, len(self._plan.agents))
         self._ready.extendleft(reversed(tasks))
@@ -120,21 +121,22 @@ class Schedule:
 
     def _collect(self, task: Task, numbers: NDArray[Any]) -> None:
         measured, measure = task.running.measured, task.running.passes[task.running.position]
-        assert measured is not None and measure is not None
         if isinstance(measured, Tree):
             for number, row in enumerate(numbers, task.first_block):
                 measured.add(number, row)
-        elif measure.kind == "counts":
+            return
+        assert measured is not None and measure is not None
+        if measure.kind == "counts":
             measured += numbers
         else:
             measured[task.first_block : task.first_block + len(numbers)] = numbers
 
     def _conclude(self, running: Running) -> None:
         measure = running.passes[running.position]
+        if isinstance(running.measured, Tree):
+            running.measured = running.measured.total()
         if measure is not None:
             assert running.measured is not None
-            if isinstance(running.measured, Tree):
-                running.measured = running.measured.total()
             if self._plan.method.scope == "tensor":
                 extent = Extent(running.job.name, running.job.elements, len(self._plan.agents))
                 running.state = measure.conclude(running.state, running.measured, extent)

@@ -11,6 +11,7 @@ from ..methods.base import Extent, Measure, Method, State, parameter
 
 Row = NDArray[np.float64]
 
+DEFAULT_EPSILON = 1e-5
 LARGEST = 4  # the column of ``by_agent`` whose larger value stays
 
 
@@ -95,7 +96,7 @@ class Observing(Method):
     paper = "arXiv:2601.13572, arXiv:2505.11711"
 
     agents: int = 1
-    epsilon: float = parameter(1e-5, "a weight counts as changed if |agent - base| exceeds this", low=0)
+    epsilon: float = parameter(DEFAULT_EPSILON, "a weight counts as changed if |agent - base| exceeds this", low=0)
 
     def measures(self) -> tuple[Measure, ...]:
         """One pass."""

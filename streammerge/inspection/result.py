@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from .. import budget
 from ..jobs import TensorJob
+from ..ledger import Outcome
 from ..planning import Plan
 from ..report import model_name
 from .numbers import Numbers
@@ -30,7 +32,7 @@ class Inspection:
     """Statistics of every tensor (``rows``, read-only) and of all ways to put them together.
 
     ``agents`` are names to show, unique; ``left_out`` says why a tensor was not compared. Times in seconds, sizes in
-    bytes; ``peak`` is 0 where it was not measured.
+    bytes.
     """
 
     base: str
@@ -113,8 +115,14 @@ class Inspection:
         return Numbers(total, self.columns)
 
 
+def inspection_of(plan: Plan, outcome: Outcome, seconds: float) -> Inspection:
+    """Name what the blend of a merge observed. The plan has an observer."""
+    assert plan.observer is not None
+    return make_inspection(plan, plan.observer.epsilon, outcome.observed, outcome.bytes_read, seconds)
+
+
 def make_inspection(
-    plan: Plan, epsilon: float, rows: Mapping[str, Row], *, seconds: float, bytes_read: int, peak: int
+    plan: Plan, epsilon: float, rows: Mapping[str, Row], bytes_read: int, seconds: float
 ) -> Inspection:
     """Name what was observed: ``rows`` by tensor, those of ``plan`` that are counted."""
     names = [job.name for job in plan.jobs if job.name in rows]
@@ -133,7 +141,7 @@ def make_inspection(
         left_out={job.name: _reason(job) for job in plan.jobs if job.name not in rows},
         seconds=seconds,
         bytes_read=bytes_read,
-        peak=peak,
+        peak=budget.peak(),
     )
 
 

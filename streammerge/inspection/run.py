@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import Literal
 
-from .. import budget
 from ..api import StrPath, recipe_of
 from ..errors import RecipeError
 from ..events import Listener, Notice, Planned
-from .observing import Observing
+from .observing import DEFAULT_EPSILON, Observing
 from .result import Inspection, make_inspection
 
 
@@ -18,7 +17,7 @@ def inspect(
     base: StrPath,
     agents: Sequence[StrPath],
     *,
-    epsilon: float = 1e-5,
+    epsilon: float = DEFAULT_EPSILON,
     max_ram: str | int | None = None,
     threads: int | None = None,
     io: Literal["auto", "mmap", "pread"] = "auto",
@@ -46,11 +45,4 @@ def inspect(
     for notice in plan.notices:
         listener(Notice(notice))
     outcome = measure_tensors(plan, kernels, listener, stop)
-    return make_inspection(
-        plan,
-        epsilon,
-        outcome.state,
-        seconds=time.perf_counter() - began,
-        bytes_read=outcome.bytes_read,
-        peak=budget.peak(),
-    )
+    return make_inspection(plan, epsilon, outcome.state, outcome.bytes_read, time.perf_counter() - began)
