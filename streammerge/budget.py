@@ -1,14 +1,14 @@
 """The memory promise: *allowed*, *reserved*, *projected*, *peak* (see docs/design.md).
 
-    projected = reserved + fixed + tensor x (workers + 1) + workers x per_worker     <= allowed
+    projected = reserved + fixed + kept + tensor x (workers + 1) + workers x per_worker     <= allowed
     per_worker(chunk) = chunk x (input bytes of base and agents + output bytes)
                         + BLOCK x 4 x (agents + 2) + counters + 512 KiB
 
 ``reserved`` is measured before any data is touched (interpreter, Numba, compiled kernels, headers, GGUF metadata); all
 the rest is arithmetic on the plan. A GGUF output adds its bytes to those of a chunk and two pieces of BLOCK elements
 (or two rows) to a worker; its chunks are whole rows or heads, which a model's width sets. Nothing depends on the
-size of the model or of its largest tensor, except 8 bytes for each block of 65,536 elements where a method adds up
-floating-point sums.
+size of the model or of its largest tensor, except rows of integers that a method keeps for each block of 65,536 elements,
+and ``kept``: numbers of every tensor, where these are asked for.
 """
 
 import re
@@ -107,7 +107,7 @@ def fit(demand: Demand, *, allowed: int, reserved: int, threads: int) -> Memory:
     least = -(-smallest // (4 * MIB)) * 4 * MIB  # rounded up: reserved varies a little
     if smallest > allowed:
         raise BudgetError(
-            f"--max-ram {format_size(allowed)} is too small for this merge: it needs at least {format_size(least)} "
+            f"--max-ram {format_size(allowed)} is too small: it needs at least {format_size(least)} "
             f"({format_size(reserved)} reserved by the process, the rest for one worker); try --max-ram {least // MIB}M"
         )
     for workers in range(threads, 0, -1):

@@ -95,8 +95,11 @@ def cli() -> None:
 
 @cli.command()
 @recipe_options
-@option("--report", metavar="FILE",
-        help="Write a page like that of inspect, from what the merge reads anyway; needs plotly.")
+@option(
+    "--report",
+    metavar="FILE",
+    help="Write a page like that of inspect, from what the merge reads anyway; needs plotly.",
+)
 @option("-q", "--quiet", is_flag=True, help="No progress and no summary; errors only.")
 def merge(quiet: bool, as_json: bool, **options: Any) -> None:
     """Merge BASE and AGENTs, checkpoints in safetensors, into OUT: safetensors, or GGUF (a name in .gguf, --quantize).

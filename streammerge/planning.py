@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # What quantizing takes beside the chunk and the pieces: an encoder's own scratch, and the largest small tensor.
 QUANTIZING = 1 << 20
-# What keeping the numbers of a tensor takes beside them: Python's own objects, rounded up.
+# What keeping the numbers of a tensor takes beside them and a copy: Python's own objects, rounded up.
 KEPT = 1024
 
 
@@ -409,7 +409,7 @@ def _demand(
             numbers = max(numbers, size)
         elif measure.kind == "blocks":
             rows = max(rows, 3 * size * blocks)
-        kept += len(merged) * (size + KEPT) if measure.keeps else 0
+        kept += len(merged) * (2 * size + KEPT) if measure.keeps else 0
     inputs = sum(input_widths(base, agents, jobs))
     edges = 0
     if mapped:  # the ends of a window are rounded out; tensors that are not aligned are copied as well

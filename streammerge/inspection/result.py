@@ -121,9 +121,7 @@ def inspection_of(plan: Plan, outcome: Outcome, seconds: float) -> Inspection:
     return make_inspection(plan, plan.observer.epsilon, outcome.observed, outcome.bytes_read, seconds)
 
 
-def make_inspection(
-    plan: Plan, epsilon: float, rows: Mapping[str, Row], bytes_read: int, seconds: float
-) -> Inspection:
+def make_inspection(plan: Plan, epsilon: float, rows: Mapping[str, Row], bytes_read: int, seconds: float) -> Inspection:
     """Name what was observed: ``rows`` by tensor, those of ``plan`` that are counted."""
     names = [job.name for job in plan.jobs if job.name in rows]
     places = places_of(names)

@@ -28,6 +28,7 @@ def show(found: Inspection, console: Console) -> None:
         mark = Text(f"{item.kind}: ", style="bold yellow" if item.kind == "warning" else "bold green")
         console.print(Padding(mark + Text(item.text, style="default"), (0, 0, 0, 2)), highlight=False)
     for part in _parts(found):
+        console.print()
         console.print(part)
     console.print(_end(found), highlight=False, markup=False)
 
@@ -83,7 +84,7 @@ def _known(value: Any) -> float:
 
 def _table(first: str, *columns: str | Text) -> Table:
     """Headers break at their first space, so that 80 columns hold seven numbers."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold", title="", title_justify="left")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column(Text(first), overflow="fold", min_width=12, vertical="bottom")
     for column in columns:
         header = Text(column.replace(" ", "\n", 1)) if isinstance(column, str) else column

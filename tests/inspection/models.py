@@ -17,11 +17,14 @@ SHAPES = {
 
 
 def make_models(agents=3, dtype="F32", seed=0):
-    """A base and agents, of which the first changes the norms not at all."""
+    """A base and agents, of which the first changes the norms not at all; the last one some weights by epsilon."""
     rng = np.random.default_rng(seed)
     base = {name: make_base(rng, shape, dtype) for name, shape in SHAPES.items()}
     made = [{name: make_agent(rng, values) for name, values in base.items()} for _ in range(agents)]
-    made[0] |= {name: values for name, values in base.items() if "norm" in name}
+    made[0] |= {name: values.copy() for name, values in base.items() if "norm" in name}
+    for model in (base, *made):
+        model["model.norm.weight"][:2] = 0
+    made[-1]["model.norm.weight"][:2] = 1e-5, -1e-5  # not changed: epsilon must be exceeded
     return base, made
 
 

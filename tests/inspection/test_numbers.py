@@ -7,7 +7,7 @@ import pytest
 
 from streammerge.inspection.document import json_pieces
 from streammerge.inspection.places import Place, places_of
-from streammerge.tree import Tree
+from streammerge.tree import Tree, rows_waiting
 from tests.checks import save_models
 from tests.inspection.models import SHAPES, inspect, make_models
 
@@ -167,6 +167,14 @@ def test_a_tree_adds_up_the_same_in_any_order():
             totals.add(tree.total().tobytes())
             np.testing.assert_allclose(tree.total(), rows.sum(axis=0), rtol=1e-9, atol=1e-6)
         assert len(totals) == 1
+
+
+def test_a_tree_keeps_few_rows():
+    tree, most = Tree(), 0
+    for block in range(10_000):
+        tree.add(block, np.ones(1))
+        most = max(most, len(tree._rows))
+    assert tree.total() == 10_000 and most <= rows_waiting(10_000) < 40
 
 
 def test_a_tied_head_is_counted_once_and_copied_tensors_are_named(tmp_path):

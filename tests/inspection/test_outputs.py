@@ -157,6 +157,7 @@ def hostile(tmp_path):
     base, made = make_models(3)
     for model in (base, *made):
         model["model.layers.1.</script><script>document.title='owned'</script>.weight"] = model["model.norm.weight"]
+        model["model.layers.1.</script ><img src=x>.weight"] = model["model.norm.weight"]
         model["model.layers.1.<b>&amp;.weight"] = model["model.norm.weight"]
     folder = tmp_path / HOSTILE
     folder.mkdir()
@@ -220,4 +221,4 @@ def test_a_browser_draws_the_heat_maps_without_network_or_complaint(hostile, tmp
         assert re.search(r'<image[^>]+href="data:image/png;base64,\w{40}', figure)  # the cells
         assert 'class="cbtitle' in figure or "colorbar" in figure
     assert "q_proj" in figures[1] and f">{100 * density[cell]:.0f}<" in figures[1]
-    assert found.agents[1] in done.stdout and "&lt;b&gt;" in figures[0]
+    assert found.agents[1] in done.stdout and ">&lt;b&gt;&amp;amp;<" in figures[0]
