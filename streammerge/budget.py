@@ -7,8 +7,8 @@
 ``reserved`` is measured before any data is touched (interpreter, Numba, compiled kernels, headers, GGUF metadata); all
 the rest is arithmetic on the plan. A GGUF output adds its bytes to those of a chunk and two pieces of BLOCK elements
 (or two rows) to a worker; its chunks are whole rows or heads, which a model's width sets. Nothing depends on the
-size of the model or of its largest tensor, except rows of integers that a method keeps for each block of 65,536 elements,
-and ``kept``: numbers of every tensor, where these are asked for.
+size of the model or of its largest tensor, except rows of integers that a method keeps for each block of 65,536
+elements, and ``kept``: numbers of every tensor, where these are asked for.
 """
 
 import re

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import streammerge
-from streammerge.errors import RecipeError
 from bench.sample.generate import Shape
+from streammerge.errors import RecipeError
 from tests.checks import save_models
 from tests.gguf import merging
 from tests.inspection.models import make_models
