@@ -21,21 +21,36 @@ from numpy.typing import NDArray
 Model = dict[str, NDArray[np.float32]]
 
 FIXTURE = Path(__file__).parent.parent / "tests" / "fixtures" / "mergekit" / "recorded.npz"
-HIDDEN, INTERMEDIATE, LAYERS, VOCABULARY = 64, 96, 2, 128
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": HIDDEN,
-    "intermediate_size": INTERMEDIATE,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": 128,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-    "torch_dtype": "float32",
-}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a Llama."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    vocabulary: int
+
+    def config(self) -> dict[str, Any]:
+        """Its config.json."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": self.vocabulary,
+            "max_position_embeddings": 128,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": False,
+            "torch_dtype": "float32",
+        }
+
+
+USUAL = Size(64, 96, 2, 128)
 THREE = ("agent1", "agent2", "agent3")
 
 
@@ -65,24 +80,25 @@ RECORDINGS = {
 }
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
+def shapes(size: Size) -> dict[str, tuple[int, ...]]:
     """The tensors of a Llama of this size."""
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
-    for layer in range(LAYERS):
+    hidden, intermediate, vocabulary = size.hidden, size.intermediate, size.vocabulary
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    for layer in range(size.layers):
         within = f"model.layers.{layer}."
         for name, rows, columns in (
-            ("self_attn.q_proj", HIDDEN, HIDDEN),
-            ("self_attn.k_proj", HIDDEN // 2, HIDDEN),
-            ("self_attn.v_proj", HIDDEN // 2, HIDDEN),
-            ("self_attn.o_proj", HIDDEN, HIDDEN),
-            ("mlp.gate_proj", INTERMEDIATE, HIDDEN),
-            ("mlp.up_proj", INTERMEDIATE, HIDDEN),
-            ("mlp.down_proj", HIDDEN, INTERMEDIATE),
+            ("self_attn.q_proj", hidden, hidden),
+            ("self_attn.k_proj", hidden // 2, hidden),
+            ("self_attn.v_proj", hidden // 2, hidden),
+            ("self_attn.o_proj", hidden, hidden),
+            ("mlp.gate_proj", intermediate, hidden),
+            ("mlp.up_proj", intermediate, hidden),
+            ("mlp.down_proj", hidden, intermediate),
         ):
             found[f"{within}{name}.weight"] = (rows, columns)
         for name in ("input_layernorm", "post_attention_layernorm"):
-            found[f"{within}{name}.weight"] = (HIDDEN,)
-    return found | {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)}
+            found[f"{within}{name}.weight"] = (hidden,)
+    return found | {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
 
 
 class _Dice:
@@ -106,12 +122,12 @@ class _Dice:
         return np.where(self.below(1 << 16, count) < share * (1 << 16), signed, 0.0)
 
 
-def make_models(seed: int = 2) -> dict[str, Model]:
+def make_models(seed: int = 2, size: Size = USUAL) -> dict[str, Model]:
     """Base, three agents that changed few weights of it, some of them together, and one far from the base."""
     dice = _Dice(seed)
     models: dict[str, Model] = {name: {} for name in ("base", *THREE, "far")}
     shares = (0.05, 0.6, 0.2, 0.0, 0.4)
-    for number, (name, shape) in enumerate(shapes().items()):
+    for number, (name, shape) in enumerate(shapes(size).items()):
         count = int(np.prod(shape))
         base = (dice.weights(count) + (1.0 if len(shape) == 1 else 0.0)).astype(np.float32)
         models["base"][name] = base.reshape(shape)
@@ -164,25 +180,25 @@ def mergekit_yaml(recording: Recording, folder: Path) -> dict[str, Any]:
     return config
 
 
-def write_models(folder: Path, models: dict[str, Model]) -> None:
+def write_models(folder: Path, models: dict[str, Model], size: Size = USUAL) -> None:
     """Every model as a folder of its name, with its config.json."""
     from safetensors.numpy import save_file
 
     for name, tensors in models.items():
         (folder / name).mkdir(parents=True)
-        (folder / name / "config.json").write_text(json.dumps(CONFIG))
+        (folder / name / "config.json").write_text(json.dumps(size.config()))
         save_file(tensors, folder / name / "model.safetensors", metadata={"format": "pt"})
 
 
-def run_mergekit(recording: Recording, folder: Path, output: Path) -> Model:
-    """What mergekit makes of the checkpoints in ``folder``."""
+def run_mergekit(configuration: dict[str, Any], output: Path) -> Model:
+    """What mergekit makes of a configuration."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from mergekit.config import MergeConfiguration  # type: ignore[import-not-found, unused-ignore]
     from mergekit.merge import run_merge  # type: ignore[import-not-found, unused-ignore]
     from mergekit.options import MergeOptions  # type: ignore[import-not-found, unused-ignore]
     from safetensors.numpy import load_file
 
-    config = MergeConfiguration.model_validate(mergekit_yaml(recording, folder))
+    config = MergeConfiguration.model_validate(configuration)
     run_merge(config, str(output), MergeOptions(copy_tokenizer=False, quiet=True, safe_serialization=True))
     merged: Model = {}
     for file in sorted(output.glob("*.safetensors")):
@@ -211,7 +227,7 @@ def main() -> None:
         folder = Path(temporary)
         write_models(folder / "models", models)
         for name, recording in RECORDINGS.items():
-            merged = run_mergekit(recording, folder / "models", folder / name)
+            merged = run_mergekit(mergekit_yaml(recording, folder / "models"), folder / name)
             assert merged.keys() == models["base"].keys()
             kept[name] = pack(flat_bits(merged) ^ base)
     FIXTURE.parent.mkdir(parents=True, exist_ok=True)

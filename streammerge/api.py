@@ -6,15 +6,18 @@ import time
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from . import budget
 from .budget import parse_size
 from .errors import RecipeError
 from .events import Listener, Notice, Planned
-from .planning import Plan, make_plan
+from .planning import Plan, make_plan, processors
 from .recipe import GgufOptions, Recipe, parse_tensor_type
 from .report import Report
+
+if TYPE_CHECKING:
+    from .verification import Verification
 
 StrPath = str | PathLike[str]
 
@@ -114,6 +117,31 @@ def merge(
     whether the same call with ``resume=True`` would go on with what is done.
     """
     return merge_recipe(recipe_of(base, agents, output, **options), listener, stop)
+
+
+def verify(
+    output: StrPath,
+    against: Sequence[StrPath] = (),
+    *,
+    share: float = 0.05,
+    imatrix: StrPath | None = None,
+    gguf_template: StrPath | None = None,
+    max_ram: str | int | None = None,
+    threads: int | None = None,
+    listener: Listener = lambda event: None,
+    stop: threading.Event | None = None,
+) -> "Verification":
+    """Check a merged model against its manifest. ``against`` are the base and the agents: a ``share`` of the merge is
+    computed from them again, with the importance matrix and template that were used. Raises StreammergeError if there
+    is no manifest, or if a file cannot be read; what is wrong with the output is in ``problems``."""
+    from .verification import verify_against, verify_output
+
+    stop = stop or threading.Event()
+    found = verify_output(Path(output), threads or processors(), listener, stop)
+    if not against or found.problems:
+        return found
+    beside = {"imatrix": imatrix, "gguf_template": gguf_template, "max_ram": max_ram, "threads": threads}
+    return verify_against(found, [Path(model) for model in against], beside, share, listener, stop)
 
 
 def plan_recipe(recipe: Recipe, listener: Listener = lambda event: None) -> Plan:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from . import __version__
 
@@ -74,6 +75,8 @@ def recipe_options(command: F) -> F:
                    help="Split the output into files of at most this size.  [default: 5GB, of GGUF one file]"),
             option("--allow-non-finite", is_flag=True, help="Go on with NaN and infinity in inputs or result."),
             option("--mixed-dtypes", is_flag=True, help="Allow agents of another floating type than the base."),
+            option("--save-recipe", metavar="FILE.yml",
+                   help="Write down, as a recipe to run again, what gives these bytes."),
             option("--overwrite", is_flag=True, help="Replace an output that exists, once the new one is whole."),
             option("--resume", is_flag=True, help="Go on with what an interrupted run of the same merge left."),
             option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
@@ -101,7 +104,7 @@ def cli() -> None:
     help="Write a page like that of inspect, from what the merge reads anyway; needs plotly.",
 )
 @option("-q", "--quiet", is_flag=True, help="No progress and no summary; errors only.")
-def merge(quiet: bool, as_json: bool, **options: Any) -> None:
+def merge(quiet: bool, as_json: bool, save_recipe: str | None, **options: Any) -> None:
     """Merge BASE and AGENTs, checkpoints in safetensors, into OUT: safetensors, or GGUF (a name in .gguf, --quantize).
 
     Every tensor of the base is in the output, merged or copied. Nothing stands under the name OUT before it is whole.
@@ -109,10 +112,12 @@ def merge(quiet: bool, as_json: bool, **options: Any) -> None:
     from .api import merge_recipe
     from .progress import display
     from .report import summary
+    from .saved_recipe import saving
 
     stop = _stop_on_signals()
-    with display(quiet=quiet) as listener:
-        report = merge_recipe(_recipe(**options), listener, stop)
+    recipe = _recipe(**options)
+    with saving(recipe, save_recipe), display(quiet=quiet) as listener:
+        report = merge_recipe(recipe, listener, stop)
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     elif not quiet:
@@ -122,17 +127,20 @@ def merge(quiet: bool, as_json: bool, **options: Any) -> None:
 @cli.command()
 @recipe_options
 @option("-q", "--quiet", is_flag=True, help="No notices.")
-def plan(quiet: bool, as_json: bool, **options: Any) -> None:
+def plan(quiet: bool, as_json: bool, save_recipe: str | None, **options: Any) -> None:
     """Show what a merge would do: tensors, memory, disk. Reads headers (and rows that a template is matched by)."""
     from .api import plan_recipe
     from .events import Notice
     from .plantext import plan_text
+    from .saved_recipe import saving
 
     def say(event: object) -> None:
         if isinstance(event, Notice) and not quiet:
             click.echo(event.text, err=True)
 
-    planned = plan_recipe(_recipe(**options), say)
+    recipe = _recipe(**options)
+    with saving(recipe, save_recipe):
+        planned = plan_recipe(recipe, say)
     click.echo(planned.to_json() if as_json else plan_text(planned))
 
 
@@ -173,6 +181,46 @@ def inspect(quiet: bool, as_json: bool, html: str | None, **options: Any) -> Non
 
 
 @cli.command()
+@click.argument("output", metavar="OUT")
+@option(
+    "--against",
+    multiple=True,
+    metavar="MODEL",
+    help="Compute the merge again from these models: the base, then every agent, in their order.",
+)
+@option(
+    "--share",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="How much of it to compute again; 1 is all, and at least one chunk of every tensor.",
+)
+@option("--imatrix", metavar="FILE", help="The importance matrix that was used.")
+@option("--gguf-template", metavar="FILE", help="The GGUF template that was used.")
+@option("--max-ram", metavar="SIZE", help="Most memory that computing again may take.  [default: half of what is free]")
+@option("--threads", type=int, help="Threads.  [default: one for each processor]")
+@option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@option("-q", "--quiet", is_flag=True, help="No progress; problems only.")
+def verify(output: str, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Check a merged model against its manifest: sizes, headers, the checksum of every tensor, NaN and infinity.
+
+    With --against it is computed again from the models, a share of it or all, and compared byte by byte.
+    """
+    from .api import verify as verify_api
+    from .progress import display
+
+    stop = _stop_on_signals()
+    given = {name: value for name, value in options.items() if value is not None}
+    with display(quiet=quiet) as listener:
+        verified = verify_api(output, listener=listener, stop=stop, **given)
+    if as_json:
+        click.echo(json.dumps(verified.to_dict(), indent=2))
+    elif verified.problems or not quiet:
+        click.echo("\n".join(verified.lines()))
+    sys.exit(1 if verified.problems else 0)
+
+
+@cli.command()
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:
     """List the merge methods, or explain one: its parameters, defaults and paper."""
@@ -189,7 +237,8 @@ def _recipe(models: tuple[str, ...], parameters: tuple[str, ...], **options: Any
     """A recipe from what was typed. Options that were not given leave a recipe file's own values."""
     from .api import recipe_of
     from .errors import RecipeError
-    from .recipe import DEFAULT_METHOD, read_yaml
+    from .mergekit_yaml import read_yaml
+    from .recipe import DEFAULT_METHOD
 
     typed: dict[str, object] = {}
     for text in parameters:
@@ -197,14 +246,24 @@ def _recipe(models: tuple[str, ...], parameters: tuple[str, ...], **options: Any
         if not equals:
             raise RecipeError(f"-p {text}: write NAME=VALUE, such as -p r=0.2")
         typed[name.strip()] = value.strip()
-    given = {name: value for name, value in options.items() if value is not None}
+    context = click.get_current_context()
+    given = {n: v for n, v in options.items() if context.get_parameter_source(n) is not ParameterSource.DEFAULT}
     if models[0].endswith((".yml", ".yaml")):
         if len(models) > 1:
             raise RecipeError(f"{models[0]}: a recipe names its models itself; leave out {' '.join(models[1:])}")
         fields = read_yaml(Path(models[0]))
-        return recipe_of(**{**fields, **given, "parameters": {**fields["parameters"], **typed}})
+        read = _without_preset(str(given.get("method", fields["method"])), fields["parameters"], typed)
+        return recipe_of(**{**fields, **given, "parameters": {**read, **typed}})
     given.setdefault("method", DEFAULT_METHOD)
     return recipe_of(models[0], models[1:], parameters=typed, **given)
+
+
+def _without_preset(method: str, parameters: dict[str, Any], typed: dict[str, object]) -> dict[str, Any]:
+    """The parameters of a recipe file without those that a preset on the command line sets."""
+    from .methods import find_method
+
+    preset = find_method(method).presets.get(str(typed.get("preset")), {})
+    return {name: value for name, value in parameters.items() if name not in preset}
 
 
 def _stop_on_signals() -> threading.Event:

@@ -23,6 +23,7 @@ from . import checksum
 from .errors import Interrupted
 from .events import Advanced, Listener, PassStarted
 from .formats.contract import Bytes, Sink
+from .jobs import TensorJob
 from .kernels.contract import Kernels
 from .ledger import Ledger, Outcome
 from .methods.base import Extent, Measure, State
@@ -95,7 +96,7 @@ class _Execution:
             if not measure.needed(state):
                 continue
             unknown = [(n, job) for n, job in jobs if self.ledger.measured(index, job.name) is None]
-            stage = [Running(number, job, [measure], state) for number, job in unknown]
+            stage = [Running(n, job, [self.plan.method_of(job).measures()[index]], state) for n, job in unknown]
             if stage:
                 self.listener(PassStarted(measure.title, self.plan.input_bytes(running.job for running in stage)))
                 self._stage(workers, stage, partial(self._measured, index))
@@ -110,19 +111,20 @@ class _Execution:
         self.ledger.add_measured(index, running.job.name, running.measured)
 
     def _blend(self, workers: Sequence[Worker], state: State) -> None:
-        local = self.plan.method.measures() if self.plan.method.scope == "tensor" else ()
-        merging: list[Measure | None] = [*local, None]
         left = [(number, job) for number, job in enumerate(self.plan.jobs) if not self.ledger.is_finished(number)]
-        stage = [Running(number, job, merging if job.action == "merge" else [None], state) for number, job in left]
-        reading = self.plan.input_bytes(job for _, job in left) + len(local) * self.plan.input_bytes(
-            job for _, job in left if job.action == "merge"
-        )
+        stage = [Running(number, job, [*self._local(job), None], state) for number, job in left]
+        reading = self.plan.input_bytes(running.job for running in stage for _ in running.passes)
         self.listener(PassStarted("merging", reading))
         self._stage(workers, stage, self._blended)
 
     def _blended(self, running: Running) -> None:
         if isinstance(running.measured, np.ndarray) and self.plan.measuring(running.job, None) is not None:
             self.ledger.total.observed[running.job.name] = running.measured
+
+    def _local(self, job: TensorJob) -> tuple[Measure, ...]:
+        """Measure passes over this tensor alone."""
+        merged = job.action == "merge" and self.plan.method.scope == "tensor"
+        return self.plan.method_of(job).measures() if merged else ()
 
     def _stage(
         self,

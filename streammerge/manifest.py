@@ -13,7 +13,7 @@ from typing import Any
 from . import checksum
 from .errors import FormatError, OutputError
 from .folder import CARD
-from .formats.contract import Source
+from .formats.contract import OutputFile, Source
 from .formats.gguf import GgufSource
 from .formats.safetensors import SafetensorsSource, parse_json
 from .ledger import Ledger
@@ -54,15 +54,16 @@ def make_manifest(plan: Plan, run: Facts, ledger: Ledger, folder: Path) -> bytes
         raise OutputError(
             f"{plan.output}: {found:,} weights were written, {wanted:,} planned: a defect; please report it"
         )
-    inputs = [{**model, "files": [_without_time(file) for file in model["files"]]} for model in run["inputs"]]
+    inputs = [{**model, "files": [without_time(file) for file in model["files"]]} for model in run["inputs"]]
     facts = {
         "manifest": VERSION,
         **run,
         "inputs": inputs,
-        "beside": [_without_time(file) for file in run["beside"]],
+        "beside": [without_time(file) for file in run["beside"]],
         "checksums": checksum.ALGORITHM,
         "weights": wanted,
-        "files": {file.name: {"size": file.size, "header": checksum.digest(file.header).hex()} for file in plan.files},
+        "non_finite": ledger.total.non_finite_outputs,
+        "files": {file.name: _header(file) for file in plan.files},
         "tensors": _tensors(plan, written, ledger.checksums()),
         "companions": {name: checksum.of_file(folder / name) for name in companions(folder, plan)},
     }
@@ -98,7 +99,12 @@ def _planned_weights(plan: Plan) -> int:
     return sum(weights_of(plan.jobs).values()) + sum(values.size for values in constants)
 
 
-def _without_time(file: Facts) -> Facts:
+def _header(file: OutputFile) -> Facts:
+    return {"size": file.size, "header_size": len(file.header), "header": checksum.digest(file.header).hex()}
+
+
+def without_time(file: Facts) -> Facts:
+    """A file's facts without when it was modified: a copy has another time."""
     return {name: value for name, value in file.items() if name != "modified"}
 
 

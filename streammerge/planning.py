@@ -26,10 +26,10 @@ from .formats.safetensors import SINGLE, index_json, layout
 from .inspection.observing import DEFAULT_EPSILON, Columns, Observe
 from .jobs import TensorJob
 from .kernels.contract import BLOCK
-from .methods import build_method
 from .methods.base import Measure, Method
 from .recipe import DEFAULT_SHARD, Recipe, compile_pattern
 from .tree import rows_waiting
+from .varying import general_method, idle_filters, methods_by_tensor, plain, settled
 
 if TYPE_CHECKING:
     from .gguf.output import GgufOutput
@@ -42,10 +42,12 @@ KEPT = 1024
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything about a merge before it starts. Sizes in bytes."""
+    """Everything about a merge before it starts. Sizes in bytes. ``method`` is what all tensors have in common,
+    ``methods`` that of each merged tensor: parameters may vary."""
 
     recipe: Recipe
     method: Method
+    methods: Mapping[str, Method]
     base: Checkpoint
     agents: tuple[Checkpoint, ...]
     jobs: tuple[TensorJob, ...]
@@ -70,7 +72,16 @@ class Plan:
     @property
     def tensor_passes(self) -> int:
         """How often each merged tensor is read, at most; all but the first reading find it warm."""
-        return 1 + len(self.method.measures())
+        return 1 + max(len(method.measures()) for method in set(self.methods.values()))
+
+    def method_of(self, job: TensorJob) -> Method:
+        """The method with the parameters of one merged tensor."""
+        return self.methods[job.name]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Every parameter of the method with its value, which may be one that varies by tensor."""
+        return settled(self.method, self.recipe.parameters)
 
     def input_bytes(self, jobs: Iterable[TensorJob]) -> int:
         """Bytes of these tensors in the models that they are made from: one reading."""
@@ -124,6 +135,10 @@ class Plan:
         step = self.step(job, measure)
         return [(start, min(start + step, job.elements)) for start in range(0, job.elements, step)]
 
+    def method_dict(self) -> dict[str, Any]:
+        """The method and its parameters as plain data for JSON."""
+        return {"name": self.method.name, "parameters": {name: plain(value) for name, value in self.parameters.items()}}
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data for JSON."""
         return {
@@ -131,7 +146,7 @@ class Plan:
             "agents": [str(path) for path in self.recipe.agents],
             "output": None if self.output is None else str(self.output),
             "quantize": None if self.gguf is None else self.gguf.file_type.name,
-            "method": {"name": self.method.name, "parameters": self.method.values()},
+            "method": self.method_dict(),
             "passes": {"model": self.model_passes, "tensor": self.tensor_passes},
             "memory": asdict(self.memory),
             "io": self.io,
@@ -163,11 +178,17 @@ def make_plan(
 
     Raises FormatError, MismatchError, RecipeError, OutputError, BudgetError.
     """
-    method = method or build_method(recipe.method, recipe.parameters, len(recipe.agents))
+    given, method = method, method or general_method(recipe.method, recipe.parameters, len(recipe.agents))
     base = open_checkpoint(recipe.base)
     agents = tuple(open_checkpoint(path) for path in recipe.agents)
     _check_distinct(base, agents, method)
     jobs, notices = _plan_jobs(recipe, base, agents)
+    merged = [job.name for job in jobs if job.action == "merge"]
+    methods = (
+        methods_by_tensor(recipe.method, recipe.parameters, recipe.agents, base.tensors, merged)
+        if given is None
+        else dict.fromkeys(merged, given)
+    )
     gguf: GgufOutput | None = None
     if recipe.gguf is not None:
         from .gguf.output import plan_gguf
@@ -181,15 +202,18 @@ def make_plan(
         output, files = recipe.output, _safetensors_files(recipe, jobs)
     # Positional reads by default: their memory is known exactly, and a failing disk is an error, not a signal.
     io: Literal["mmap", "pread"] = "mmap" if recipe.io == "mmap" else "pread"
-    threads = recipe.threads or _processors()
+    threads = recipe.threads or processors()
+    measures = [measure for of_some in set(methods.values()) for measure in of_some.measures()]
+    if recipe.report is not None:
+        measures.append(_observer(method, len(agents)))
     memory = budget.fit(
-        _demand(method, base, agents, jobs, mapped=io == "mmap", observed=recipe.report is not None),
+        _demand(measures, base, agents, jobs, mapped=io == "mmap"),
         allowed=budget.default_allowed() if recipe.max_ram is None else recipe.max_ram,
         reserved=budget.peak() if reserved is None else reserved,
         threads=threads,
     )
-    notices = (*notices, *(gguf.notices if gguf else ()))
-    plan = Plan(recipe, method, base, agents, jobs, output, files, memory, io, None, notices, gguf)
+    notices = (*recipe.notices, *idle_filters(recipe.parameters, merged), *notices, *(gguf.notices if gguf else ()))
+    plan = Plan(recipe, method, methods, base, agents, jobs, output, files, memory, io, None, notices, gguf)
     return plan if output is None else replace(plan, free_disk=_check_output(plan, output))
 
 
@@ -201,7 +225,8 @@ def _safetensors_files(recipe: Recipe, jobs: Sequence[TensorJob]) -> tuple[Outpu
     return layout(tensors, limit or None, SINGLE)
 
 
-def _processors() -> int:
+def processors() -> int:
+    """How many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -388,20 +413,18 @@ def output_width(jobs: Sequence[TensorJob]) -> int:
 
 
 def _demand(
-    method: Method,
+    measures: Iterable[Measure],
     base: Checkpoint,
     agents: Sequence[Checkpoint],
     jobs: Sequence[TensorJob],
     *,
     mapped: bool,
-    observed: bool,
 ) -> Demand:
     merged = [job for job in jobs if job.action == "merge"]
     counters, rows, numbers, kept = 0, 0, 0, 0
     # a chunk of whole grains is longer than half a block, and its last block may be a short one
     blocks = max(-(-(1 + (job.grain > 1)) * job.elements // BLOCK) for job in merged)
-    observer = _observer(method, len(agents)) if observed else None
-    for measure in (*method.measures(), *([observer] if observer else ())):
+    for measure in measures:
         size = 8 * prod(measure.shape(len(agents)))
         counters = max(counters, size) if measure.kind == "counts" else counters
         if measure.kind == "sums":

@@ -13,7 +13,7 @@ def plan_text(plan: Plan) -> str:
     """A plan as people read it: the sums first, then a line for each run of tensors of one kind."""
     memory, weights = plan.memory, weights_of(plan.jobs)
     lines = [
-        f"method   {plan.method.name}: " + ", ".join(f"{name}={value}" for name, value in plan.method.values().items()),
+        f"method   {plan.method.name}: " + ", ".join(f"{name}={value}" for name, value in plan.parameters.items()),
         f"base     {plan.recipe.base}",
         *(f"agent    {path}" for path in plan.recipe.agents),
         f"output   {plan.output or '(none given)'}: {format_size(plan.bytes_to_write)} in "

@@ -1,7 +1,6 @@
 """What a run is made of: recipe, versions, inputs. Two runs that agree in this give the same bytes."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ from . import __version__, checksum
 from .checkpoint import Checkpoint
 from .errors import FormatError
 from .planning import Plan
+from .recipe import Recipe
 from .report import model_name
+from .saved_recipe import recipe_dict
 
 Facts = dict[str, Any]
 
@@ -20,10 +21,11 @@ _HEAD = 64 << 20  # of files beside the models: an importance matrix as a whole,
 def run_facts(plan: Plan) -> Facts:
     """Everything that decides the bytes of a plan's output, as plain data. Reads the headers once more, and a few
     kilobytes of every input file. Raises FormatError."""
+    names = labels(plan.recipe)
     return {
         "versions": _versions(plan),
-        "recipe": _recipe(plan),
-        "inputs": [_model(model) for model in (plan.base, *plan.agents)],
+        "recipe": _recipe(plan.recipe),
+        "inputs": [_model(model, names[model.path]) for model in (plan.base, *plan.agents)],
         "beside": [_file(file, _HEAD) for file in (plan.gguf.read if plan.gguf else ())],
         "layout": checksum.digest(b"".join(file.name.encode() + file.header for file in plan.files)).hex(),
     }
@@ -66,32 +68,28 @@ def _versions(plan: Plan) -> Facts:
     return found | ({"gguf": version("gguf")} if plan.gguf else {})
 
 
-def _recipe(plan: Plan) -> Facts:
-    recipe = plan.recipe
-    facts: Facts = {
-        "method": plan.method.name,
-        "parameters": {name: _plain(value) for name, value in plan.method.values().items()},
-        "dtype": recipe.dtype,
-        "exclude": list(recipe.exclude),
-        "only": list(recipe.only),
-    }
-    if recipe.gguf is not None:
-        options = {name: _plain(value) for name, value in asdict(recipe.gguf).items()}
-        options["imatrix"] = options["gguf_template"] = None  # told by their contents
-        facts["gguf"] = options
-    return facts
+def labels(recipe: Recipe) -> dict[Path, str]:
+    """What the files of a recipe are called in a manifest: by name, without where they lie; no name twice."""
+    beside = (recipe.gguf.imatrix, recipe.gguf.gguf_template) if recipe.gguf else ()
+    found: dict[Path, str] = {}
+    for path in (recipe.base, *recipe.agents, *(path for path in beside if path)):
+        name, number = model_name(path), 2
+        while name in found.values() and path not in found:
+            name, number = f"{model_name(path)} ({number})", number + 1
+        found.setdefault(path, name)
+    return found
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+def _recipe(recipe: Recipe) -> Facts:
+    """The recipe as it may be run again, less what changes no byte."""
+    facts = recipe_dict(recipe, labels(recipe).__getitem__)
+    facts.get("streammerge", {}).pop("allow_non_finite", None)
+    return {key: value for key, value in facts.items() if value != {}}
 
 
-def _model(model: Checkpoint) -> Facts:
+def _model(model: Checkpoint, name: str) -> Facts:
     heads: Mapping[Path, int] = {file: min(offsets) for file, offsets in _offsets(model)}
-    files = [_file(file, heads.get(file, 0)) for file in model.files]
-    return {"name": model_name(model.path), "files": files}
+    return {"name": name, "files": [_file(file, heads.get(file, 0)) for file in model.files]}
 
 
 def _offsets(model: Checkpoint) -> Iterator[tuple[Path, list[int]]]:

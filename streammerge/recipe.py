@@ -1,10 +1,10 @@
-"""What the user asked, from options or from mergekit's YAML, before any file is opened."""
+"""What the user asked, from options or from a recipe file, before any model is opened."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from .errors import FormatError, RecipeError
 from .formats.dtypes import floating_dtype
@@ -45,7 +45,9 @@ class GgufOptions:
 class Recipe:
     """One merge: inputs, output, method, and how to go about it. Sizes in bytes; ``max_ram`` None means a share
     of what is free, ``threads`` None every processor, ``max_shard_size`` None what is usual for the format, 0 one file.
-    ``gguf`` is None where the output is safetensors. ``report`` is a page to write about what the agents changed."""
+    ``parameters`` are the method's: one value, a tuple of one for each agent, or ``ByTensor`` in their place.
+    ``gguf`` is None where the output is safetensors; ``report`` is a page to write about what the agents changed;
+    ``notices`` are what is to be said about what was asked."""
 
     base: Path
     agents: tuple[Path, ...]
@@ -65,6 +67,7 @@ class Recipe:
     resume: bool = False
     report: Path | None = None
     gguf: GgufOptions | None = None
+    notices: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         find_method(self.method)
@@ -114,74 +117,3 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise RecipeError(f"{pattern!r} is not a regular expression: {error}") from None
-
-
-# --- mergekit's YAML ------------------------------------------------------------------------------------------------
-
-_KNOWN = {"merge_method", "models", "base_model", "parameters", "dtype", "out_dtype"}
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The fields of a ``Recipe`` from mergekit's YAML: whole-model merges with scalar parameters.
-
-    Per-model parameters become one value for each agent. Whatever is not understood is an error, never ignored.
-    """
-    import yaml
-
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(config, dict):
-        raise RecipeError(f"{path}: must hold a mapping with merge_method and models")
-    unknown = [str(key) for key in config if key not in _KNOWN]
-    if unknown:
-        raise RecipeError(f"{path}: {', '.join(unknown)}: not supported; supported are {', '.join(sorted(_KNOWN))}")
-    if "merge_method" not in config or not isinstance(config.get("models"), list):
-        raise RecipeError(f"{path}: merge_method and a list of models are required")
-    models = [_model(path, entry) for entry in config["models"]]
-    base = _local(path, config["base_model"]) if config.get("base_model") else models[0][0]
-    method = str(config["merge_method"])
-    agents = [(model, own) for model, own in models if model != base or not find_method(method).uses_base]
-    parameters = {**_scalars(path, config.get("parameters")), **_per_agent(path, [own for _, own in agents])}
-    fields: dict[str, Any] = {
-        "base": base,
-        "agents": tuple(model for model, _ in agents),
-        "method": method,
-        "parameters": {name: value for name, value in parameters.items() if name != "int8_mask"},
-    }
-    dtype = config.get("out_dtype") or config.get("dtype")
-    return fields | ({"dtype": str(dtype)} if dtype else {})
-
-
-def _model(path: Path, entry: object) -> tuple[Path, dict[str, object]]:
-    if not isinstance(entry, dict) or "model" not in entry or set(entry) - {"model", "parameters"}:
-        raise RecipeError(f"{path}: each of models must be a mapping of model and parameters, found {entry!r}")
-    return _local(path, entry["model"]), _scalars(path, entry.get("parameters"))
-
-
-def _local(path: Path, reference: object) -> Path:
-    if not isinstance(reference, str):
-        raise RecipeError(f"{path}: model {reference!r} must be the path of a checkpoint")
-    return Path(reference)
-
-
-def _scalars(path: Path, parameters: object) -> dict[str, object]:
-    if parameters is None:
-        return {}
-    if not isinstance(parameters, dict):
-        raise RecipeError(f"{path}: parameters must be a mapping, found {parameters!r}")
-    for name, value in parameters.items():
-        if isinstance(value, list | dict):
-            raise RecipeError(f"{path}: {name}: gradients and filters are not supported, only single values")
-    return {str(name): value for name, value in parameters.items()}
-
-
-def _per_agent(path: Path, parameters: Sequence[Mapping[str, object]]) -> dict[str, object]:
-    names = dict.fromkeys(name for own in parameters for name in own)
-    for name in names:
-        if not all(name in own for own in parameters):
-            raise RecipeError(f"{path}: {name} is given for some of the models only")
-    return {name: [own[name] for own in parameters] for name in names}

@@ -8,9 +8,10 @@ from typing import Any
 from . import __version__
 from .budget import format_size
 from .ledger import Outcome
-from .methods.base import Method
 from .methods.ram_plus import RamPlus, overlap_ratio
 from .planning import Plan, weights_of
+from .saved_recipe import recipe_yaml
+from .varying import varies
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Report:
         return {
             "output": str(self.plan.output),
             "files": [file.name for file in self.plan.files],
-            "method": {"name": self.plan.method.name, "parameters": self.plan.method.values()},
+            "method": self.plan.method_dict(),
             "weights": dict(weights_of(self.plan.jobs)),
             "tensors": {
                 (job.target.name if job.target else job.name): {
@@ -78,7 +79,7 @@ def agent_shares(plan: Plan, outcome: Outcome) -> tuple[AgentShare, ...]:
         return ()
     total = sum(job.elements for job in plan.jobs if job.action == "merge" and job.counted)
     scales: Sequence[float | None] = [None] * len(plan.agents)
-    if isinstance(plan.method, RamPlus):
+    if isinstance(plan.method, RamPlus) and not any(varies(plan.parameters[name]) for name in ("r", "alpha")):
         scales = [float(scale) for scale in plan.method.scales(outcome.state)]
     shares = []
     for path, (changed, unique), scale in zip(plan.recipe.agents, outcome.tally.tolist(), scales, strict=True):
@@ -138,7 +139,7 @@ def model_card(plan: Plan, shares: Sequence[AgentShare]) -> str:
         "---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {plan.recipe.output.name}"
         if plan.recipe.output else "# Merged model", "",
         f"Merged with streammerge {__version__}: {plan.method.title} (`{plan.method.name}`, {plan.method.paper}).", "",
-        "```yaml", recipe_yaml(plan).strip(), "```", "",
+        "```yaml", recipe_yaml(plan.recipe, model_name).strip(), "```", "",
     ]  # fmt: skip
     if shares:
         lines += [
@@ -155,23 +156,3 @@ def model_card(plan: Plan, shares: Sequence[AgentShare]) -> str:
     if kept:
         lines += ["Taken from the base:", "", *(f"- `{job.name}`: {job.reason}" for job in kept), ""]
     return "\n".join(lines)
-
-
-def recipe_yaml(plan: Plan) -> str:
-    """The recipe in mergekit's YAML, as far as it can say it."""
-    import yaml
-
-    return yaml.safe_dump(
-        {
-            "merge_method": plan.method.name,
-            "base_model": model_name(plan.recipe.base),
-            "models": [{"model": model_name(path)} for path in plan.recipe.agents],
-            "parameters": _plain(plan.method),
-            **({"dtype": plan.recipe.dtype.lower()} if plan.recipe.dtype else {}),
-        },
-        sort_keys=False,
-    )
-
-
-def _plain(method: Method) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in method.values().items()}

@@ -124,7 +124,7 @@ class Worker:
     def _blend(self, task: Task, raws: Sequence[Bytes], offset: int, count: int, row: NDArray[Any] | None) -> None:
         """One block of the result, encoded into its place among the packed bytes of the chunk. It is observed into
         ``row``, if there is one, before the method makes its own use of it."""
-        running, job, method = task.running, task.running.job, self._plan.method
+        running, job, method = task.running, task.running.job, self._plan.method_of(task.running.job)
         block = self._stored(task, raws, offset, count) if row is None else None
         if block is not None:
             before = self._found.tally.copy()

@@ -131,8 +131,18 @@ def test_the_first_run_says_that_it_compiles_and_the_second_need_not(tiny, tmp_p
 
 
 def test_the_public_names_are_what_is_promised():
-    names = {"Inspection", "Plan", "Recipe", "Report", "StreammergeError", "__version__", "inspect", "merge", "plan"}
-    assert set(streammerge.__all__) == names
+    assert streammerge.__all__ == [
+        "Inspection",
+        "Plan",
+        "Recipe",
+        "Report",
+        "StreammergeError",
+        "__version__",
+        "inspect",
+        "merge",
+        "plan",
+        "verify",
+    ]
     assert all(hasattr(streammerge, name) for name in streammerge.__all__)
     assert all(callable(f) for f in (streammerge.plan, streammerge.merge, streammerge.inspect))
     with pytest.raises(AttributeError):

@@ -7,7 +7,6 @@ import pytest
 
 import streammerge
 from streammerge.errors import BudgetError, FormatError, MismatchError, OutputError, RecipeError
-from streammerge.recipe import read_yaml
 from tests.conftest import save_floats, save_tensors
 
 
@@ -256,50 +255,3 @@ def test_memory_does_not_grow_with_the_model(tmp_path, tiny):
         large = streammerge.plan(base, agents, method=method, max_ram="1G")
         needed = [plan.memory.projected - plan.memory.reserved for plan in (small, large)]
         assert needed[0] == needed[1]
-
-
-# --- recipes in mergekit's YAML ---
-
-
-def recipe(tmp_path, text):
-    (tmp_path / "recipe.yml").write_text(text)
-    return read_yaml(tmp_path / "recipe.yml")
-
-
-def test_mergekits_yaml_is_read_as_it_is(tmp_path):
-    fields = recipe(
-        tmp_path,
-        "merge_method: ties\nbase_model: b\ndtype: bfloat16\nparameters: {normalize: true, int8_mask: true}\n"
-        "models:\n  - model: b\n  - {model: x, parameters: {weight: 0.5, density: 0.3}}\n"
-        "  - {model: y, parameters: {weight: 1e-1, density: 1}}\n",
-    )
-    assert str(fields["base"]) == "b" and [str(a) for a in fields["agents"]] == ["x", "y"]
-    assert fields["method"] == "ties" and fields["dtype"] == "bfloat16"
-    assert fields["parameters"] == {"normalize": True, "weight": [0.5, "1e-1"], "density": [0.3, 1]}
-
-
-def test_linear_without_a_base_takes_the_first_models_names(tmp_path):
-    fields = recipe(
-        tmp_path,
-        "merge_method: linear\nmodels: [{model: x, parameters: {weight: 1}}, {model: y, parameters: {weight: 2}}]",
-    )
-    assert str(fields["base"]) == "x" and [str(a) for a in fields["agents"]] == ["x", "y"]
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("merge_method: ram\nslices: []", "slices: not supported"),
-        ("merge_method: ram\nmodels: [x]", "each of models must be a mapping"),
-        ("merge_method: ram\nmodels: [{model: x, weight: 1}]", "each of models must be a mapping of model"),
-        ("models: []", "merge_method and a list of models are required"),
-        ("merge_method: nope\nmodels: [{model: x}]", "unknown method 'nope'"),
-        ("- 1", "must hold a mapping"),
-        ("a: [", "cannot be read as YAML"),
-        ("merge_method: ties\nmodels: [{model: x, parameters: {weight: [1, 2]}}]", "gradients and filters are not"),
-        ("merge_method: linear\nmodels: [{model: x, parameters: {weight: 1}}, {model: y}]", "for some of the models"),
-    ],
-)
-def test_what_a_recipe_cannot_say_yet_is_an_error(tmp_path, text, said):
-    with pytest.raises(RecipeError, match=said):
-        recipe(tmp_path, text)

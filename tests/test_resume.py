@@ -19,6 +19,7 @@ from bench.sample.generate import Shape, make_agent, make_base
 from streammerge import budget, journal
 from streammerge.errors import Interrupted, OutputError, UnfinishedError
 from streammerge.events import Advanced, Notice, PassStarted
+from streammerge.varying import ByTensor, Rule
 from tests.gguf.merging import PRE, make_models
 
 SHAPE = Shape(layers=6, hidden=256, intermediate=1024, heads=4, kv_heads=4, vocab=4096, tied=True)
@@ -135,7 +136,7 @@ def test_an_unfinished_run_is_reported_and_not_lost(models, tmp_path):
         streammerge.merge(*models, tmp_path / "out")
     with pytest.raises(UnfinishedError, match=r"of another merge \(recipe parameters r is 0\.2, was 0\.1\); to"):
         streammerge.merge(*models, tmp_path / "out", parameters={"r": 0.2})
-    with pytest.raises(UnfinishedError, match=r"cannot be resumed: recipe dtype is F16, was None; to start anew: --o"):
+    with pytest.raises(UnfinishedError, match=r"cannot be resumed: recipe dtype is float32, was None; to start anew: -"):
         streammerge.merge(*models, tmp_path / "out", dtype="f16", resume=True)
     assert digests(tmp_path / "out.partial") == kept
     streammerge.merge(*models, tmp_path / "out", overwrite=True, method="ram")
@@ -228,6 +229,25 @@ def test_counts_are_used_again_with_another_r(models, tmp_path):
     forget_statistics()
     streammerge.merge(*models, tmp_path / "d" / "out", parameters={"r": 0.2})
     assert digests(tmp_path / "b" / "out") == digests(tmp_path / "d" / "out")
+
+
+def test_parameters_that_vary_by_tensor_are_told_apart(models, tmp_path):
+    """Both would give other bytes: counts of another epsilon, and chunks of another gradient."""
+
+    def varying(last):
+        return ByTensor((Rule((1e-5, last), "mlp"), Rule(1e-5)))
+
+    first = streammerge.merge(*models, tmp_path / "a" / "out", parameters={"epsilon": varying(1e-3)})
+    again = streammerge.merge(*models, tmp_path / "b" / "out", parameters={"epsilon": varying(1e-3), "r": 1})
+    other = streammerge.merge(*models, tmp_path / "c" / "out", parameters={"epsilon": varying(1e-4)})
+    assert again.outcome.bytes_read == first.outcome.bytes_read / 2
+    assert other.outcome.bytes_read == first.outcome.bytes_read
+    stopped(models, tmp_path / "out", 20, method="ram", parameters={"epsilon": varying(1e-3)})
+    with pytest.raises(UnfinishedError, match="be resumed: recipe parameters epsilon"):
+        streammerge.merge(*models, tmp_path / "out", resume=True, method="ram", parameters={"epsilon": varying(1e-4)})
+    whole = streammerge.merge(*models, tmp_path / "d" / "out", method="ram", parameters={"epsilon": varying(1e-3)})
+    report, _ = resumed(models, tmp_path / "out", method="ram", parameters={"epsilon": varying(1e-3)})
+    assert digests(tmp_path / "out") == digests(tmp_path / "d" / "out") and report.agents == whole.agents
 
 
 # --- killed processes ------------------------------------------------------------------------------------------------

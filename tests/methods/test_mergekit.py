@@ -22,6 +22,7 @@ from scripts.record_mergekit import (
     fingerprint,
     flat_bits,
     make_models,
+    mergekit_yaml,
     run_mergekit,
     unpack,
     write_models,
@@ -120,6 +121,6 @@ def test_slerp_on_the_arc(compare):
 
 @pytest.mark.skipif(importlib.util.find_spec("mergekit") is None, reason="mergekit is not installed")
 def test_mergekit_makes_today_what_was_recorded(models, recorded, folder, tmp_path):
-    live = run_mergekit(RECORDINGS["ties"], folder, tmp_path / "live")
+    live = run_mergekit(mergekit_yaml(RECORDINGS["ties"], folder), tmp_path / "live")
     recorded_bits = unpack(recorded["ties"]) ^ flat_bits(models["base"])
     check_same_numbers(flat_bits(live).view(np.float32), recorded_bits.view(np.float32))
