@@ -41,7 +41,7 @@ AGENT: tuple[Field[OfAgent], ...] = (
 )  # fmt: skip
 
 PAIR: tuple[Field[OfPair], ...] = (
-    Field("overlap", "overlap", "changed by both / changed by either", lambda p: p.overlap, high=1.0),
+    Field("overlap", "overlap", "changed by both / changed by either", lambda p: p.overlap),
     Field("sign_agreement", "sign agreement", "of what both changed the share that moved the same way; 50 % is chance",
           lambda p: p.sign_agreement, high=1.0),
     Field("cosine", "cosine", "of the angle between the deltas", lambda p: p.cosine, number, -1.0, 1.0),
