@@ -134,6 +134,11 @@ def peak() -> int:
     return int(largest if sys.platform == "darwin" else largest * KIB)
 
 
+def allowed(asked: int | None) -> int:
+    """What the user granted, or a share of what is free."""
+    return default_allowed() if asked is None else asked
+
+
 def default_allowed() -> int:
     """Half of what the machine, or the control group this process is in, has free."""
     return int(

@@ -110,6 +110,7 @@ def merge(quiet: bool, as_json: bool, save_recipe: str | None, **options: Any) -
     Every tensor of the base is in the output, merged or copied. Nothing stands under the name OUT before it is whole.
     """
     from .api import merge_recipe
+    from .escape import printable
     from .progress import display
     from .report import summary
     from .saved_recipe import saving
@@ -121,7 +122,7 @@ def merge(quiet: bool, as_json: bool, save_recipe: str | None, **options: Any) -
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     elif not quiet:
-        click.echo("\n".join(summary(report)))
+        click.echo("\n".join(map(printable, summary(report))))
 
 
 @cli.command()
@@ -130,13 +131,14 @@ def merge(quiet: bool, as_json: bool, save_recipe: str | None, **options: Any) -
 def plan(quiet: bool, as_json: bool, save_recipe: str | None, **options: Any) -> None:
     """Show what a merge would do: tensors, memory, disk. Reads headers (and rows that a template is matched by)."""
     from .api import plan_recipe
+    from .escape import printable
     from .events import Notice
     from .plantext import plan_text
     from .saved_recipe import saving
 
     def say(event: object) -> None:
         if isinstance(event, Notice) and not quiet:
-            click.echo(event.text, err=True)
+            click.echo(printable(event.text), err=True)
 
     recipe = _recipe(**options)
     with saving(recipe, save_recipe):
@@ -302,10 +304,12 @@ def main() -> None:
 
 def _fail(error: BaseException, text: str, code: int) -> NoReturn:
     """Say what went wrong, and, if something can be resumed, by which command."""
-    click.echo(f"Error: {text}", err=True)
+    from .escape import printable
+
+    click.echo(f"Error: {printable(text)}", err=True)
     cause = error if hasattr(error, "__notes__") else error.__context__
     for note in getattr(cause, "__notes__", ()):
-        click.echo(f"{note}:\n  {_resuming()}", err=True)
+        click.echo(f"{printable(note)}:\n  {printable(_resuming())}", err=True)
     sys.exit(code)
 
 

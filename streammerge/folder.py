@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .errors import OutputError
 from .formats.atomic import copy_file, write_file
 from .formats.dtypes import DTYPES, TORCH_NAMES
+from .formats.inputs import read_input, read_json
 from .jobs import TensorJob
 from .planning import Plan
 from .report import AgentShare, model_card
@@ -17,23 +19,29 @@ CONFIG = "config.json"
 
 def complete_folder(plan: Plan, folder: Path, shares: Sequence[AgentShare]) -> None:
     """Put everything beside the weights into ``folder``."""
-    for relative in plan.base.other_files():
-        if str(relative) in (CARD, CONFIG):
-            continue
-        (folder / relative).parent.mkdir(parents=True, exist_ok=True)
-        copy_file(plan.base.path / relative, folder / relative)
-    if (plan.base.path / CONFIG).is_file():
+    for relative in plan.base.other_files:
+        if str(relative) not in (CARD, CONFIG):
+            _copy(plan.base.path / relative, folder / relative)
+    if Path(CONFIG) in plan.base.other_files:
         write_file(folder / CONFIG, _config(plan))
     write_file(folder / CARD, model_card(plan, shares).encode())
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a folder of the base is called like a file of the output
+        raise OutputError(f"{target.parent}: cannot be made for {source}: {error.strerror}") from error
+    copy_file(source, target)
 
 
 def _config(plan: Plan) -> bytes:
     """The base's config.json: as it is, byte for byte, if it says the right dtype already."""
     path = plan.base.path / CONFIG
-    config = json.loads(path.read_bytes())
+    config = read_json(path)
     right = TORCH_NAMES[main_dtype(plan.jobs)]
     if _says(config, right):
-        return path.read_bytes()
+        return read_input(path)
     return json.dumps(_with_dtype(config, right), indent=2, ensure_ascii=False).encode() + b"\n"
 
 

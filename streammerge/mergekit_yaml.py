@@ -13,7 +13,7 @@ from typing import Any
 from .budget import parse_size
 from .errors import FormatError, RecipeError
 from .formats.dtypes import floating_dtype
-from .formats.safetensors import parse_json
+from .formats.inputs import parse_json
 from .marked_yaml import Marked, load, unknown
 from .methods import METHODS, find_method
 from .methods.base import Method

@@ -155,7 +155,8 @@ class Plan:
             "free_disk": self.free_disk,
             "files": [{"name": file.name, "size": file.size, "tensors": len(file.offsets)} for file in self.files],
             "tensors": [
-                {**asdict(job), "shape": list(job.shape), "chunks": len(self.chunks(job))} for job in self.jobs
+                {**asdict(job), "shape": list(job.shape), "chunks": -(-job.elements // self.step(job))}
+                for job in self.jobs
             ],
             "notices": list(self.notices),
         }
@@ -208,7 +209,7 @@ def make_plan(
         measures.append(_observer(method, len(agents)))
     memory = budget.fit(
         _demand(measures, base, agents, jobs, mapped=io == "mmap"),
-        allowed=budget.default_allowed() if recipe.max_ram is None else recipe.max_ram,
+        allowed=budget.allowed(recipe.max_ram),
         reserved=budget.peak() if reserved is None else reserved,
         threads=threads,
     )
@@ -343,6 +344,14 @@ def _check_extra(base: Checkpoint, agent: Checkpoint, selection: _Selection) -> 
 
 def _check_output(plan: Plan, output: Path) -> int:
     """The target must be free, apart from the inputs, writable, and have the space. Returns the free bytes."""
+    try:
+        return _check_place(plan, output)
+    except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, a link to itself, NUL
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OutputError(f"{str(output)!r:.300}: cannot be the place of an output: {reason}") from error
+
+
+def _check_place(plan: Plan, output: Path) -> int:
     target = output.absolute()
     resolved = target.resolve()
     occupied = in_the_way(plan)
@@ -363,6 +372,8 @@ def _check_output(plan: Plan, output: Path) -> int:
         raise OutputError(f"{existing}: is not a folder that can be written to")
     free = shutil.disk_usage(existing).free + _size_on_disk(partial_folder(target))
     needed = plan.bytes_to_write + (len(index_json(plan.files)) if plan.gguf is None and len(plan.files) > 1 else 0)
+    if plan.is_folder:
+        needed += sum((plan.base.path / file).stat().st_size for file in plan.base.other_files)
     if needed > free:
         raise OutputError(
             f"{output}: needs {budget.format_size(needed)}, but {existing} has {budget.format_size(free)} free"

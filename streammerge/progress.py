@@ -7,6 +7,7 @@ from typing import Protocol, Self
 
 from . import budget
 from .budget import format_size
+from .escape import printable
 from .events import Advanced, Event, Finishing, Notice, PassStarted, Planned
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -59,7 +60,7 @@ class PlainLines(Silence):
         """See ``Display``."""
         now = time.monotonic()
         if isinstance(event, Notice):
-            print(event.text, file=sys.stderr, flush=True)
+            print(printable(event.text), file=sys.stderr, flush=True)
         elif isinstance(event, Planned):
             print(_planned(event), file=sys.stderr, flush=True)
         elif isinstance(event, PassStarted):
@@ -121,7 +122,7 @@ class LiveBar(Silence):
     def __call__(self, event: Event) -> None:
         """See ``Display``."""
         if isinstance(event, Notice):
-            self._progress.console.print(event.text, markup=False, highlight=False)
+            self._progress.console.print(printable(event.text), markup=False, highlight=False)
         elif isinstance(event, Planned):
             self._allowed = event.plan.memory.allowed
             self._progress.console.print(_planned(event), markup=False, highlight=False)

@@ -115,5 +115,5 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     """A regular expression on tensor names. Raises RecipeError."""
     try:
         return re.compile(pattern)
-    except re.error as error:
-        raise RecipeError(f"{pattern!r} is not a regular expression: {error}") from None
+    except (re.error, RecursionError, OverflowError) as error:
+        raise RecipeError(f"{pattern!r:.200} is not a regular expression: {error}") from None

@@ -1,5 +1,6 @@
 """What a merge leaves behind beside the weights: the summary, and the model card."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,11 +8,14 @@ from typing import Any
 
 from . import __version__
 from .budget import format_size
+from .escape import code, markdown, printable
 from .ledger import Outcome
 from .methods.ram_plus import RamPlus, overlap_ratio
 from .planning import Plan, weights_of
 from .saved_recipe import recipe_yaml
 from .varying import varies
+
+_ONE_LINE = sys.maxsize  # folded, a name could begin a line with what ends the YAML around it
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +98,8 @@ def model_name(path: Path) -> str:
     absolute = path.absolute()
     for part in absolute.parts:
         if part.startswith("models--"):
-            return part.removeprefix("models--").replace("--", "/")
-    return absolute.stem if path.is_file() else absolute.name
+            return printable(part.removeprefix("models--").replace("--", "/"))
+    return printable(absolute.stem if path.is_file() else absolute.name)
 
 
 def summary(report: Report) -> list[str]:
@@ -135,9 +139,9 @@ def model_card(plan: Plan, shares: Sequence[AgentShare]) -> str:
 
     names = [model_name(plan.recipe.base), *(model_name(path) for path in plan.recipe.agents)]
     front = {"base_model": names, "library_name": "transformers", "tags": ["merge", "streammerge"]}
+    title = "Merged model" if plan.recipe.output is None else markdown(plan.recipe.output.name)
     lines = [
-        "---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {plan.recipe.output.name}"
-        if plan.recipe.output else "# Merged model", "",
+        "---", yaml.safe_dump(front, sort_keys=False, width=_ONE_LINE).strip(), "---", "", f"# {title}", "",
         f"Merged with streammerge {__version__}: {plan.method.title} (`{plan.method.name}`, {plan.method.paper}).", "",
         "```yaml", recipe_yaml(plan.recipe, model_name).strip(), "```", "",
     ]  # fmt: skip
@@ -147,12 +151,12 @@ def model_card(plan: Plan, shares: Sequence[AgentShare]) -> str:
             "|---|---|---|---|",
         ]
         lines += [
-            f"| {share.agent} | {share.density:.4%} | {share.unique / max(share.changed, 1):.4%} | "
+            f"| {markdown(share.agent)} | {share.density:.4%} | {share.unique / max(share.changed, 1):.4%} | "
             f"{'1' if share.scale is None else f'{share.scale:.6f}'} |"
             for share in shares
         ]
         lines.append("")
     kept = [job for job in plan.jobs if job.action != "merge"]
     if kept:
-        lines += ["Taken from the base:", "", *(f"- `{job.name}`: {job.reason}" for job in kept), ""]
+        lines += ["Taken from the base:", "", *(f"- {code(job.name)}: {markdown(job.reason)}" for job in kept), ""]
     return "\n".join(lines)

@@ -4,6 +4,7 @@ How a merge is carried out (memory, threads, where to) is left out: it changes n
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,7 +27,7 @@ _TRUTHS = {word: truth for truth, word in RESCALE.items()}
 
 def recipe_yaml(recipe: Recipe, name: Callable[[Path], str] = os.path.abspath) -> str:
     """A recipe as YAML, every parameter with its value; ``name`` is how a path is written."""
-    return yaml.dump(recipe_dict(recipe, name), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(recipe_dict(recipe, name), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=sys.maxsize)
 
 
 def recipe_dict(recipe: Recipe, name: Callable[[Path], str]) -> dict[str, Any]:

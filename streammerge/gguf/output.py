@@ -13,10 +13,12 @@ import numpy as np
 from gguf import naming_convention, size_label
 from numpy.typing import NDArray
 
+from streammerge.budget import allowed
 from streammerge.checkpoint import Checkpoint
 from streammerge.errors import FormatError, MismatchError, RecipeError
 from streammerge.formats.contract import OutputFile, OutputTensor, TensorInfo
 from streammerge.formats.gguf import GGML_TYPES, GgufSource, KeyValue, key_value, layout, without_leading_ones
+from streammerge.formats.inputs import is_name
 from streammerge.gguf.imatrix import Imatrix, read_imatrix
 from streammerge.gguf.llama import ROPE_FACTORS, Llama, read_llama, rope_factors
 from streammerge.gguf.metadata import Origin, matrix_type, model_key_values, retold_key_values
@@ -75,7 +77,7 @@ def plan_gguf(
     have to be compiled to read a template. Raises FormatError, MismatchError, RecipeError.
     """
     file_type = None if options.quantize is None else find_file_type(options.quantize)
-    imatrix = None if options.imatrix is None else read_imatrix(options.imatrix)
+    imatrix = None if options.imatrix is None else read_imatrix(options.imatrix, allowed(recipe.max_ram))
     stored = _stored(base, jobs)
     dtype = matrix_type(stored)
     unquantized = _unquantized(recipe, options, base, stored, FILE_TYPES[dtype], notify)
@@ -205,6 +207,10 @@ def _path(recipe: Recipe, file_type: FileType, key_values: Sequence[KeyValue]) -
     name = naming_convention(
         str(said.get("general.name", "model")), None, None, None, str(said["general.size_label"]), file_type.name
     )
+    if not is_name(name, 200) or re.search(r"[/\\:]", name):  # what a template or a card says is part of it
+        raise FormatError(
+            f"{recipe.output}: the file in it would be called {name!r:.200}; name one yourself: -o OUT.gguf"
+        )
     return recipe.output / f"{name}.gguf"
 
 

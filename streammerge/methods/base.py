@@ -81,11 +81,11 @@ class Parameter:
         """A value from the command line (a string) or a recipe, checked. Raises RecipeError."""
         try:
             parsed = self._convert(value)
-        except (TypeError, ValueError):
-            raise RecipeError(f"{where}: {self.name}={value!r} is not {self._wanted()}") from None
+        except (TypeError, ValueError, OverflowError):
+            raise RecipeError(f"{where}: {self.name}={value!r:.80} is not {self._wanted()}") from None
         for number in parsed if isinstance(parsed, tuple) else (parsed,):
             if isinstance(number, float | int) and not self._in_range(number):
-                raise RecipeError(f"{where}: {self.name}={value} is out of range; wanted {self._wanted()}")
+                raise RecipeError(f"{where}: {self.name}={value!s:.80} is out of range; wanted {self._wanted()}")
         return parsed
 
     def _convert(self, value: object) -> Any:
@@ -184,12 +184,14 @@ class Method:
         preset = values.pop("preset", None)
         if preset is not None:
             if preset not in cls.presets:
-                raise RecipeError(f"{cls.name}: unknown preset {preset!r}; known: {', '.join(cls.presets) or 'none'}")
+                raise RecipeError(
+                    f"{cls.name}: unknown preset {preset!r:.80}; known: {', '.join(cls.presets) or 'none'}"
+                )
             values = {**cls.presets[str(preset)], **values}
         known = {p.name: p for p in cls.parameters()}
         for name in values:
             if name not in known:
-                raise RecipeError(f"{cls.name}: unknown parameter {name!r}; it has: {', '.join(known) or 'none'}")
+                raise RecipeError(f"{cls.name}: unknown parameter {name!r:.80}; it has: {', '.join(known) or 'none'}")
         parsed = {name: known[name].parse(value, cls.name) for name, value in values.items()}
         for name, value in parsed.items():
             if isinstance(value, tuple) and len(value) != agents:
