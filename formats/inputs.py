@@ -74,7 +74,7 @@ def read_json(path: Path, most: int = MAX_JSON, most_values: int = MAX_VALUES) -
 
 def _unreadable(path: Path, error: Exception) -> FormatError:
     reason = why(error) if isinstance(error, OSError) else error
-    return FormatError(f"{str(path):.300}: cannot be read: {reason}")
+    return FormatError(f"{path!s:.300}: cannot be read: {reason}")
 
 
 # --- JSON: a ladder of checks ----------------------------------------------------------------------------------------
