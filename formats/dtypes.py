@@ -66,4 +66,4 @@ def floating_dtype(text: str) -> str:
     if name in DTYPES and DTYPES[name].floating:
         return name
     known = ", ".join(sorted(n.lower() for n in TORCH_NAMES))
-    raise FormatError(f"unknown dtype {text!r}; known are {known}")
+    raise FormatError(f"unknown dtype {text!r:.80}; known are {known}")

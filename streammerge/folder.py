@@ -59,7 +59,7 @@ def _config(plan: Plan) -> bytes:
     right = TORCH_NAMES[main_dtype(plan.jobs)]
     if config == read_json(path) and _says(config, right):
         return read_input(path)
-    return json.dumps(_with_dtype(config, right), indent=2, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(_with_dtype(config, right), indent=2).encode() + b"\n"
 
 
 def main_dtype(jobs: Sequence[TensorJob]) -> str:

@@ -60,11 +60,11 @@ class Marked:
         if not isinstance(self.node, yaml.ScalarNode):
             self.fail(f"{what}: wanted a single value, found {self._found()}")
         if self.node.tag not in _SCALARS:
-            self.fail(f"{what}: wanted a number, a text, true or false, found {self.node.value!r}")
+            self.fail(f"{what}: wanted a number, a text, true or false, found {self.node.value!r:.80}")
         try:
             return self.loader.construct_object(self.node)
         except (yaml.YAMLError, ValueError, LookupError) as error:
-            self.fail(f"{what}: {self.node.value!r} cannot be read: {_one_line(error)}")
+            self.fail(f"{what}: {self.node.value!r:.80} cannot be read: {_one_line(error)}")
 
     def key(self) -> str:
         """The key of an entry."""
@@ -74,7 +74,7 @@ class Marked:
         """A text that is not empty."""
         value = self.scalar(what)
         if not isinstance(value, str) or not value:
-            self.fail(f"{what}: wanted a text, found {self.node.value!r}")
+            self.fail(f"{what}: wanted a text, found {self.node.value!r:.80}")
         return value
 
     def items(self, what: str) -> list["Marked"]:
@@ -104,7 +104,7 @@ class Marked:
         return {name: marked for name, marked in entries.items() if not marked.is_null}
 
     def _found(self) -> str:
-        return "a list" if self.is_list else "a mapping" if self.is_mapping else repr(self.node.value)
+        return "a list" if self.is_list else "a mapping" if self.is_mapping else f"{self.node.value!r:.80}"
 
 
 Entries = dict[str, Marked]
@@ -114,7 +114,7 @@ def unknown(what: str, name: str, known: list[str]) -> str:
     """What is said of a name that is not known: the one that may have been meant, or all there are."""
     near = get_close_matches(name, known, 1)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known) or 'none'}"
-    return f"{what}: {name} is not known; {hint}"
+    return f"{what}: {name:.80} is not known; {hint}"
 
 
 def load(path: Path) -> Marked:
@@ -164,7 +164,7 @@ def _check_once(loader: _Loader, keys: list[yaml.Node]) -> None:
         marked = Marked(key, loader)
         name = marked.key()
         if name in lines and name != _MERGED:
-            marked.fail(f"{name} stands twice, in line {lines[name]} already")
+            marked.fail(f"{name:.80} stands twice, in line {lines[name]} already")
         lines[name] = key.start_mark.line + 1
 
 

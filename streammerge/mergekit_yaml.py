@@ -13,7 +13,7 @@ from typing import Any
 from .budget import parse_size
 from .errors import FormatError, RecipeError
 from .formats.dtypes import floating_dtype
-from .formats.inputs import parse_json
+from .formats.inputs import kind_of, read_json
 from .marked_yaml import Marked, load, unknown
 from .methods import METHODS, find_method
 from .methods.base import Method
@@ -235,7 +235,7 @@ def _check_all_layers(mark: Marked, path: Path) -> None:
 
 def _layers(path: Path) -> int:
     config = path / "config.json"
-    found = parse_json(config, config.read_bytes()) if config.is_file() else {}
+    found = {} if kind_of(config) == "nothing" else read_json(config)
     inner = found.get("text_config")
     layers = found.get("num_hidden_layers", inner.get("num_hidden_layers") if isinstance(inner, dict) else None)
     if not isinstance(layers, int):

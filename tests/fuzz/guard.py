@@ -37,7 +37,7 @@ class _Watch:
     def hear(self, event: str, arguments: tuple) -> None:
         if self.inside is None:
             return
-        if event in _RUNS and not _is_own(event, arguments):
+        if event in _RUNS and not _is_ours(event, arguments):
             self.seen.append(f"{event} {arguments!r:.200}")
         elif event in _CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING):
             place = arguments[0]
@@ -48,9 +48,10 @@ class _Watch:
         return Path(os.path.abspath(place)).is_relative_to(self.inside) or not place.startswith("/")
 
 
-def _is_own(event: str, arguments: tuple) -> bool:
-    """Whether a program is the part of streammerge that compares tokenizers, run with files as arguments only."""
-    return event == "subprocess.Popen" and list(arguments[1][:3]) == [sys.executable, "-m", "streammerge.tokens"]
+def _is_ours(event: str, arguments: tuple) -> bool:
+    """Whether a program is a module of streammerge, which reads a tokenizer in a process of its own."""
+    command = arguments[1] if event == "subprocess.Popen" else ()
+    return list(command[:2]) == [sys.executable, "-m"] and command[2].startswith("streammerge.")
 
 
 _watch: _Watch | None = None
@@ -58,7 +59,7 @@ _watch: _Watch | None = None
 
 @contextmanager
 def watched(output: Path) -> Iterator[None]:
-    """Raises Broken if anything is written outside of ``output``, or a foreign program is run, or it hangs."""
+    """Raises Broken if anything is written outside of ``output``, or any program is run, or it hangs."""
     global _watch
     _watch = _watch or _Watch()
 

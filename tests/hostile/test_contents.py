@@ -75,6 +75,12 @@ def test_rope_factors_that_are_no_numbers_are_refused():
         rope_factors(read_llama(config))
 
 
+def test_half_of_a_pair_in_a_config_is_written_as_it_was(pair, tmp_path):
+    base, _ = pair
+    (base / "config.json").write_text('{"torch_dtype": "float16", "x": "\\udc80"}')
+    assert json.loads((merged(pair, tmp_path) / "config.json").read_text())["x"] == "\udc80"
+
+
 def test_json_as_deep_as_allowed_is_written_again(pair, tmp_path):
     base, _ = pair
     deep = None
@@ -196,6 +202,13 @@ def test_yaml_does_not_grow_and_runs_nothing(tmp_path, text, said):
 
 def test_an_alias_of_a_value_is_its_value(tmp_path):
     assert parse_yaml(tmp_path, "a: &a {x: [1, 2]}\nb: *a") == {"a": {"x": [1, 2]}, "b": {"x": [1, 2]}}
+
+
+def test_a_long_dtype_is_not_repeated_in_full(pair):
+    base, agent = pair
+    with pytest.raises(RecipeError, match="unknown dtype 'aaa") as caught:
+        streammerge.plan(base, [agent], dtype="a" * 10_000)
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("value", ["1" * 400, [10**400], 10**400, "a" * 10_000, [["a"] * 1000] * 10])
