@@ -59,9 +59,7 @@ class Stage:
         lines = [line for line in said.splitlines() if line.startswith("Error: ")] or ["(nothing)"]
         return Ended(child.returncode, " / ".join(lines).replace(f"{self.folder}/", ""))
 
-    def start_and_wait(
-        self, *options: str, before: Callable[[], object] | None = None
-    ) -> subprocess.Popen[str]:
+    def start_and_wait(self, *options: str, before: Callable[[], object] | None = None) -> subprocess.Popen[str]:
         """Begin the merge and come back when it is under way."""
         child = self.start(*options, before=before)
         partial = self.output.with_name(self.output.name + ".partial")
