@@ -7,6 +7,7 @@ every tensor padded with zeros to the alignment. Offsets count from the start of
 bytes (u64) and UTF-8.
 """
 
+import os
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,13 +22,19 @@ from gguf.constants import GGML_QUANT_SIZES
 from .atomic import FilesSink
 from .contract import IO, OutputFile, OutputTensor, Reader, TensorInfo
 from .errors import FormatError, OutputError, why
+from .inputs import is_name, kind_of, open_input, repeated
 from .reading import open_reader, stamps
 
 SINGLE = "model.gguf"
 ALIGNMENT = 32  # what llama.cpp writes, whatever general.alignment says
 MAX_NAME = 63  # bytes of a tensor's name (GGML_MAX_NAME less the end mark)
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
-MAX_HEADER = 1_000_000_000  # far above any vocabulary; keeps a lying count from being believed
+# Far above any vocabulary; keep a lying count from being believed. A header that uses all of it takes 0.3 GB.
+MAX_HEADER = 64 << 20  # bytes
+MAX_TENSORS = 150_000
+MAX_PAIRS = 65_536  # key-values
+MAX_ARRAY = 2_000_000  # elements of one value
+MAX_STEPS = 4_000_000  # numbers and texts, one by one
 _MAGIC, _VERSION = b"GGUF", 3
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
@@ -112,7 +119,7 @@ def key_value(key: str, kind: str, value: Value) -> KeyValue:
     """Encode a metadata entry. Raises OutputError if the value does not fit its kind."""
     try:
         return KeyValue(key, kind, _pack_value(kind, value))
-    except (struct.error, TypeError, AttributeError) as error:
+    except (struct.error, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise OutputError(f"metadata {key!r:.80}: {value!r:.80} is no value of kind {kind}: {error}") from error
 
 
@@ -181,8 +188,9 @@ class GgufSource:
 
 
 def _split_files(path: Path) -> tuple[Path, ...]:
-    if not path.is_file():
-        raise FormatError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
+    kind = kind_of(path)
+    if kind != "file":
+        raise FormatError(f"{path}: {'no such file' if kind == 'nothing' else 'is not a file'}")
     found = _SPLIT_NAME.fullmatch(path.name)
     if found is None:
         return (path,)
@@ -205,19 +213,18 @@ def _check_split(file: Path, header: Header, number: int, count: int) -> None:
 
 def read_header(path: Path) -> Header:
     """Key-values and tensors of one file. Raises FormatError on the first thing that is wrong."""
-    try:
-        size = path.stat().st_size
-        with open(path, "rb", buffering=1 << 20) as file:
-            return _parse(_Cursor(path, file, size))
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read: {why(error)}") from error
+    with open_input(path) as file:
+        try:
+            return _parse(_Cursor(path, file, os.fstat(file.fileno()).st_size))
+        except OSError as error:
+            raise FormatError(f"{path}: cannot be read: {why(error)}") from error
 
 
 class _Cursor:
     """A position in a header; every step is checked against the end of the file before it is made."""
 
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
-        self.path, self.size, self.position = path, size, 0
+        self.path, self.size, self.position, self._steps = path, size, 0, 0
         self._file = file
 
     def wrong(self, what: str) -> FormatError:
@@ -227,8 +234,11 @@ class _Cursor:
     def take(self, count: int) -> bytes:
         """The next ``count`` bytes."""
         self.position += count
-        if self.position > min(self.size, MAX_HEADER):
+        self._steps += 1
+        if self.position > self.size:
             raise self.wrong(f"the header leads to byte {self.position}, but the file ends at {self.size}; truncated?")
+        if self.position > MAX_HEADER or self._steps > MAX_STEPS:
+            raise self.wrong(f"the header is longer than the {MAX_HEADER} bytes, or {MAX_STEPS} values, that are read")
         return self._file.read(count)
 
     def number(self, size: int) -> int:
@@ -270,7 +280,12 @@ def _counts(cursor: _Cursor) -> tuple[int, int]:
         raise cursor.wrong(
             "is big-endian, which is not read" if big else f"GGUF version {version} is not read; 2, 3 are"
         )
-    return cursor.number(8), cursor.number(8)
+    count, pairs = cursor.number(8), cursor.number(8)
+    if count > MAX_TENSORS or pairs > MAX_PAIRS:
+        raise cursor.wrong(
+            f"says it has {count} tensors and {pairs} key-values; at most {MAX_TENSORS}, {MAX_PAIRS} are read"
+        )
+    return count, pairs
 
 
 def _read_key_value(cursor: _Cursor) -> KeyValue:
@@ -280,8 +295,10 @@ def _read_key_value(cursor: _Cursor) -> KeyValue:
         kind = _kind(cursor, key, number)
         _skip(cursor, kind, 1)
         return KeyValue(key, kind, cursor.since(start))
-    kind = _kind(cursor, key, cursor.number(4))
-    _skip(cursor, kind, cursor.number(8))
+    kind, count = _kind(cursor, key, cursor.number(4)), cursor.number(8)
+    if count > MAX_ARRAY:
+        raise cursor.wrong(f"key {key!r:.80} has {count} values; at most {MAX_ARRAY} are read")
+    _skip(cursor, kind, count)
     return KeyValue(key, f"[{kind}]", cursor.since(start))
 
 
@@ -312,8 +329,8 @@ def _alignment(cursor: _Cursor, key_values: Mapping[str, KeyValue]) -> int:
 def _read_tensor(cursor: _Cursor) -> tuple[str, str, tuple[int, ...], int]:
     """Name, type, shape in C order, offset in the data."""
     name, dimensions = cursor.text(), cursor.number(4)
-    if not name or len(name.encode("utf-8", "surrogateescape")) > MAX_NAME:
-        raise cursor.wrong(f"tensor name {name!r:.100} is empty or longer than {MAX_NAME} bytes")
+    if not is_name(name) or len(name.encode()) > MAX_NAME:
+        raise cursor.wrong(f"tensor name {name!r:.100} is empty or longer than {MAX_NAME} bytes, or not printable")
     if not 1 <= dimensions <= MAX_DIMENSIONS:
         raise cursor.wrong(f"tensor {name!r:.80} has {dimensions} dimensions, wanted 1 to {MAX_DIMENSIONS}")
     shape = tuple(cursor.number(8) for _ in range(dimensions))[::-1]
@@ -393,8 +410,8 @@ def _place(number: int, count: int, tensors: int) -> list[KeyValue]:
 
 def _check(tensors: Sequence[OutputTensor], key_values: Sequence[KeyValue]) -> None:
     """What llama.cpp would not load is not written."""
-    for what, names in (("tensor", [t.name for t in tensors]), ("key", [pair.key for pair in key_values])):
-        twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    for what, names in (("tensor", (t.name for t in tensors)), ("key", (pair.key for pair in key_values))):
+        twice = repeated(names)
         if twice is not None:
             raise OutputError(f"{what} {twice!r} would stand twice in the GGUF file")
     for tensor in tensors:

@@ -50,7 +50,7 @@ def stamps(files: Sequence[Path]) -> dict[Path, Stamp]:
         try:
             found[file] = Stamp.of(file.stat())
         except OSError as error:
-            raise FormatError(f"{file}: cannot be opened: {why(error)}") from error
+            raise FormatError(f"{file}: cannot be read: {why(error)}") from error
     return found
 
 

@@ -6,22 +6,25 @@ optional ``__metadata__`` of strings, then the data; offsets count from the end 
 """
 
 import json
-import stat
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from .atomic import FilesSink, write_file
 from .contract import IO, OutputFile, OutputTensor, Reader, TensorInfo, total_bytes
 from .dtypes import DTYPES
 from .errors import FormatError, why
+from .inputs import MAX_JSON, is_name, kind_of, open_input, parse_json, read_json
 from .reading import open_reader, stamps
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-MAX_HEADER = 100_000_000  # the limit of the safetensors library
+MAX_HEADER = MAX_JSON
+MAX_TENSORS = 150_000  # of a model; the largest known have 91,000. Each takes some 400 bytes
+MAX_AXES, MAX_SIZE = 64, 2**63
 
 
 class SafetensorsSource:
@@ -29,17 +32,20 @@ class SafetensorsSource:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.files = _weight_files(path)
+        weight_map = _read_index(path)
+        self.files = _weight_files(path) if weight_map is None else _indexed_files(path, weight_map)
         self._stamps = stamps(self.files)
         tensors: dict[str, TensorInfo] = {}
         for file in self.files:
-            for info in read_header(file):
+            for info in _some_tensors(file):
                 if info.name in tensors:
                     first = tensors[info.name].file
                     raise FormatError(f"{path}: tensor {info.name!r} is in both {first.name} and {file.name}")
                 tensors[info.name] = info
-        if (path / INDEX).is_file():
-            _check_index(path, tensors)
+            if len(tensors) > MAX_TENSORS:
+                raise FormatError(f"{path}: holds more than {MAX_TENSORS} tensors, which are not read")
+        if weight_map is not None:
+            _check_index(path, weight_map, tensors)
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
 
     def reader(self, io: IO) -> Reader:
@@ -47,23 +53,28 @@ class SafetensorsSource:
         return open_reader(self._stamps, io)
 
 
+def _some_tensors(file: Path) -> list[TensorInfo]:
+    """Many files without a tensor would take long for nothing: each could be a link to one with a large header."""
+    infos = read_header(file)
+    if not infos:
+        raise FormatError(f"{file}: holds no tensors")
+    return infos
+
+
 # --- which files -------------------------------------------------------------------------------------------------
 
 
 def _weight_files(path: Path) -> tuple[Path, ...]:
-    if path.is_file():
+    kind = kind_of(path)
+    if kind == "file":
         if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
             raise _pickle_refused(path)
-        if path.name == INDEX:
-            return _weight_files(path.parent)
         return (path,)
-    if not path.is_dir():
-        raise FormatError(f"{path}: {'is not a file or folder' if path.exists() else _not_found(path)}")
-    if (path / INDEX).exists():
-        return _indexed_files(path)
-    if (path / SINGLE).exists():
+    if kind != "folder":
+        raise FormatError(f"{path}: {_not_found(path) if kind == 'nothing' else 'is not a file or folder'}")
+    if kind_of(path / SINGLE) != "nothing":
         return (path / SINGLE,)
-    if (path / "adapter_config.json").exists():
+    if kind_of(path / "adapter_config.json") != "nothing":
         raise FormatError(f"{path}: this is a LoRA adapter, not a model; merge it into its base first")
     shards = tuple(sorted(path.glob("*.safetensors")))
     if not shards:
@@ -89,30 +100,43 @@ def _pickle_refused(path: Path) -> FormatError:
     )
 
 
-def _read_index(folder: Path) -> dict[str, str]:
-    path = folder / INDEX
-    weight_map = parse_json(path, path.read_bytes()).get("weight_map")
+# --- the index: it names files of its own folder, and the tensors that their headers list ----------------------------
+
+
+def _folder_of(path: Path) -> Path:
+    """An index may be named instead of its folder."""
+    return path.parent if path.name == INDEX else path
+
+
+def _read_index(path: Path) -> dict[str, str] | None:
+    """File names by tensor name; None where there is no index. Links are followed: the Hub's cache is made of them,
+    and what is read must be safetensors. A name that leads out of the folder is refused."""
+    place = _folder_of(path) / INDEX
+    if kind_of(place) == "nothing":
+        return None
+    weight_map = read_json(place).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise FormatError(f"{path}: 'weight_map' must be an object of file names by tensor name")
+        raise FormatError(f"{place}: 'weight_map' must be an object of file names by tensor name")
     for file in set(weight_map.values()):
         inside = PurePosixPath(file)
-        if inside.is_absolute() or ".." in inside.parts or "\\" in file or "\0" in file or not file:
-            raise FormatError(f"{path}: file name {file!r} leads out of the folder")
+        if inside.is_absolute() or ".." in inside.parts or "\\" in file or not is_name(file):
+            raise FormatError(f"{place}: file name {file!r:.200} leads out of the folder, or is none")
     return weight_map
 
 
-def _indexed_files(folder: Path) -> tuple[Path, ...]:
-    return tuple(folder / name for name in sorted(set(_read_index(folder).values())))
+def _indexed_files(path: Path, weight_map: Mapping[str, str]) -> tuple[Path, ...]:
+    return tuple(_folder_of(path) / name for name in sorted(set(weight_map.values())))
 
 
-def _check_index(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
+def _check_index(path: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> None:
     """The index and the headers must name the same tensors in the same files."""
-    weight_map = _read_index(folder)
+    folder = _folder_of(path)
     for name, file in weight_map.items():
+        wanted = f"{folder / INDEX}: tensor {name!r:.200} should be in {file}"
         if name not in tensors:
-            raise FormatError(f"{folder / INDEX}: tensor {name!r} should be in {file}, but its header does not list it")
+            raise FormatError(f"{wanted}, but its header does not list it")
         if tensors[name].file != folder / file:
-            raise FormatError(f"{folder / INDEX}: tensor {name!r} should be in {file}, found in {tensors[name].file}")
+            raise FormatError(f"{wanted}, found in {tensors[name].file}")
     for name, info in tensors.items():
         if name not in weight_map:
             raise FormatError(f"{info.file}: tensor {name!r} is not listed in {INDEX}")
@@ -123,14 +147,13 @@ def _check_index(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
 
 def read_header(path: Path) -> list[TensorInfo]:
     """The tensors of one file in the order of their bytes. Raises FormatError on the first thing that is wrong."""
-    size = _regular_size(path)
-    try:
-        with open(path, "rb") as file:
-            start = file.read(8)
-            length = _header_length(path, start, size)
+    with open_input(path) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            length = _header_length(path, file.read(8), size)
             raw = file.read(length)
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read: {why(error)}") from error
+        except OSError as error:
+            raise FormatError(f"{path}: cannot be read: {why(error)}") from error
     entries = parse_json(path, raw)
     entries.pop("__metadata__", None)
     data_start = 8 + length
@@ -138,16 +161,6 @@ def read_header(path: Path) -> list[TensorInfo]:
     infos.sort(key=lambda info: (info.offset, info.nbytes))
     _check_tiling(path, infos, data_start, size)
     return infos
-
-
-def _regular_size(path: Path) -> int:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be opened: {why(error)}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise FormatError(f"{path}: is not a regular file")
-    return status.st_size
 
 
 def _header_length(path: Path, start: bytes, size: int) -> int:
@@ -163,49 +176,32 @@ def _header_length(path: Path, start: bytes, size: int) -> int:
     return length
 
 
-def parse_json(path: Path, raw: bytes) -> dict[str, Any]:
-    """A JSON object in which no key stands twice."""
-
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise FormatError(f"{path}: {twice!r} stands twice in one JSON object")
-        return found
-
-    try:
-        parsed = json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: is not valid JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise FormatError(f"{path}: must hold a JSON object, found {type(parsed).__name__}")
-    return parsed
-
-
 def _entry(path: Path, name: str, entry: object, data_start: int) -> TensorInfo:
     def wrong(what: str) -> FormatError:
-        return FormatError(f"{path}: tensor {name!r}: {what}")
+        return FormatError(f"{path}: tensor {name!r:.200}: {what}")
 
+    if not is_name(name):
+        raise wrong("is not a usable name: empty, too long, or not printable")
     if not isinstance(entry, dict):
         raise wrong("its entry is not an object")
-    if not name or "\0" in name:
-        raise wrong("is not a usable name")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise wrong(f"dtype {dtype!r} is not known; known are {', '.join(DTYPES)}")
-    if not _naturals(shape):
-        raise wrong(f"shape {shape!r} is not a list of sizes")
+        raise wrong(f"dtype {dtype!r:.80} is not known; known are {', '.join(DTYPES)}")
+    if not _naturals(shape) or len(shape) > MAX_AXES:
+        raise wrong(f"shape {shape!r:.80} is not a list of sizes")
     if not _naturals(offsets) or len(offsets) != 2:
-        raise wrong(f"data_offsets {offsets!r} are not two positions")
-    found, wanted = offsets[1] - offsets[0], prod(shape) * DTYPES[dtype].itemsize
+        raise wrong(f"data_offsets {offsets!r:.80} are not two positions")
+    kind = DTYPES[dtype]
+    if prod(max(size, 1) for size in shape) * kind.itemsize >= MAX_SIZE:
+        raise wrong(f"shape {shape!r:.80} is more than any file can hold")
+    found, wanted = offsets[1] - offsets[0], prod(shape) * kind.itemsize
     if found != wanted:
         raise wrong(f"has {found} bytes, but {dtype} {shape} needs {wanted}")
-    return TensorInfo(name, dtype, tuple(shape), path, data_start + offsets[0])
+    return TensorInfo(name, kind.name, tuple(shape), path, data_start + offsets[0])
 
 
 def _naturals(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+    return isinstance(value, list) and all(type(number) is int and 0 <= number < MAX_SIZE for number in value)
 
 
 def _check_tiling(path: Path, infos: Iterable[TensorInfo], data_start: int, size: int) -> None:

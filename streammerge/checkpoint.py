@@ -1,20 +1,17 @@
 """An input model: its weights (a source), its config.json, and the files that travel with it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .errors import FormatError
 from .formats import open_source
 from .formats.contract import IO, Reader, Source, TensorInfo
-from .formats.safetensors import parse_json
+from .formats.inputs import kind_of, read_json
+from .sidecars import sidecars
 
-# What holds weights, in whatever format, and so is not copied beside the merged ones.
-_WEIGHTS = (
-    ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".gguf",
-    ".onnx", ".onnx_data", ".msgpack", ".h5", ".h5.index.json", ".npz", ".mlmodel", ".tflite",
-)  # fmt: skip
 _HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 _QUANTIZED = (
     ".qweight",
@@ -78,30 +75,22 @@ class Checkpoint:
         tied = (n for n, info in self.tensors.items() if n.endswith("embed_tokens.weight") and info.shape == shape)
         return next(tied, None)
 
-    def other_files(self) -> Iterator[Path]:
-        """Every file beside the weights, relative to the folder: tokenizer, config, templates, licence."""
-        folder = self.path
-        if not folder.is_dir():
-            return
-        for file in sorted(folder.rglob("*")):
-            relative = file.relative_to(folder)
-            hidden = any(part.startswith(".") for part in relative.parts)
-            if not hidden and file.is_file() and not file.name.endswith(_WEIGHTS):
-                yield relative
+    @cached_property
+    def other_files(self) -> list[Path]:
+        """Every file beside the weights, relative to the folder. Raises FormatError: see ``sidecars``."""
+        return sidecars(self.path) if kind_of(self.path) == "folder" else []
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a model by its headers. Raises FormatError, also for quantized ones."""
     source = open_source(path)
     config_path = path / "config.json"
-    config = parse_json(config_path, config_path.read_bytes()) if config_path.is_file() else {}
+    config = {} if kind_of(config_path) == "nothing" else read_json(config_path)
     quantization = config.get("quantization_config")
     if quantization:
         how = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
-        raise FormatError(f"{path}: is quantized ({how}); give the full-precision checkpoint it was made from")
+        raise FormatError(f"{path}: is quantized ({how!s:.80}); give the full-precision checkpoint it was made from")
     for name in source.tensors:
         if name.endswith(_QUANTIZED):
             raise FormatError(f"{path}: tensor {name!r} belongs to a quantized checkpoint; give the full-precision one")
-    if not source.tensors:
-        raise FormatError(f"{path}: holds no tensors")
     return Checkpoint(source, config)

@@ -2,8 +2,8 @@
 
 A tensor is written in pieces, in any order and by several threads, so its checksum is that of a list: every *segment*
 (``TensorJob.segment``, the last may be short) has a digest of 16 bytes, and the checksum is the digest of these, one
-after another. Of a GGUF tensor that is a stack of several, it is the digest of theirs. Segments depend on the tensor
-alone, never on budget or threads. A checksum finds accidents, not forgery.
+after another. Of a tensor in parts (a stack of several in GGUF, rows of the vocabulary), it is the digest of theirs.
+Segments depend on the tensor alone, never on budget or threads. A checksum finds accidents, not forgery.
 """
 
 import os
@@ -32,7 +32,7 @@ def digest(data: memoryview | bytes) -> bytes:
 
 
 def stacked(parts: Sequence[bytes]) -> str:
-    """The checksum of a tensor: the digest of its segments' digests, or of a stack the digest of these."""
+    """The checksum of a tensor: the digest of its segments' digests, or of several parts the digest of these."""
     return (parts[0] if len(parts) == 1 else digest(b"".join(parts))).hex()
 
 

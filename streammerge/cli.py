@@ -77,6 +77,8 @@ def recipe_options(command: F) -> F:
                    help="Split the output into files of at most this size.  [default: 5GB, of GGUF one file]"),
             option("--allow-non-finite", is_flag=True, help="Go on with NaN and infinity in inputs or result."),
             option("--mixed-dtypes", is_flag=True, help="Allow agents of another floating type than the base."),
+            option("--head", type=click.Choice(["tied", "untied"]),
+                   help="Where only some models have a head of their own: leave it out, or give it to all."),
             option("--save-recipe", metavar="FILE.yml",
                    help="Write down, as a recipe to run again, what gives these bytes."),
             option("--overwrite", is_flag=True, help="Replace an output that exists, once the new one is whole."),
@@ -100,6 +102,11 @@ def cli() -> None:
 
 @cli.command()
 @recipe_options
+@option(
+    "--report",
+    metavar="FILE",
+    help="Write a page like that of inspect, from what the merge reads anyway; needs plotly.",
+)
 @option("-q", "--quiet", is_flag=True, help="No progress and no summary; errors only.")
 def merge(quiet: bool, as_json: bool, save_recipe: str | None, **options: Any) -> None:
     """Merge BASE and AGENTs, checkpoints in safetensors, into OUT: safetensors, or GGUF (a name in .gguf, --quantize).
@@ -107,6 +114,7 @@ def merge(quiet: bool, as_json: bool, save_recipe: str | None, **options: Any) -
     Every tensor of the base is in the output, merged or copied. Nothing stands under the name OUT before it is whole.
     """
     from .api import merge_recipe
+    from .escape import printable
     from .progress import display
     from .report import summary
     from .saved_recipe import saving
@@ -119,7 +127,7 @@ def merge(quiet: bool, as_json: bool, save_recipe: str | None, **options: Any) -
     if as_json:
         _tell(json.dumps(report.to_dict(), indent=2))
     elif not quiet:
-        _tell("\n".join(summary(report)))
+        _tell("\n".join(map(printable, summary(report))))
 
 
 @cli.command()
@@ -128,18 +136,55 @@ def merge(quiet: bool, as_json: bool, save_recipe: str | None, **options: Any) -
 def plan(quiet: bool, as_json: bool, save_recipe: str | None, **options: Any) -> None:
     """Show what a merge would do: tensors, memory, disk. Reads headers (and rows that a template is matched by)."""
     from .api import plan_recipe
+    from .escape import printable
     from .events import Notice
     from .plantext import plan_text
     from .saved_recipe import saving
 
     def say(event: object) -> None:
         if isinstance(event, Notice) and not quiet:
-            click.echo(event.text, err=True)
+            click.echo(printable(event.text), err=True)
 
     recipe = _recipe(**options)
     with saving(recipe, save_recipe):
         planned = plan_recipe(recipe, say)
     click.echo(planned.to_json() if as_json else plan_text(planned))
+
+
+@cli.command()
+@click.argument("base")
+@click.argument("agents", nargs=-1, required=True, metavar="AGENT...")
+@option("--max-ram", metavar="SIZE", help="Most memory the process may take.  [default: half of what is free]")
+@option("--threads", type=int, help="Worker threads.  [default: one for each processor]")
+@option(
+    "--io", type=click.Choice(["auto", "mmap", "pread"]), default="auto", show_default=True, help="How inputs are read."
+)
+@option("--exclude", multiple=True, metavar="REGEX", help="Tensors to leave out; may be repeated.")
+@option("--only", multiple=True, metavar="REGEX", help="Compare these tensors only; may be repeated.")
+@option(
+    "--epsilon",
+    type=float,
+    default=1e-5,
+    show_default=True,
+    help="A weight counts as changed if |agent - base| exceeds this.",
+)
+@option("--json", "as_json", is_flag=True, help="Print every number as JSON, by tensor, layer and module.")
+@option("--html", metavar="FILE", help="Write a page with heat maps by layer and module, for a browser; needs plotly.")
+@option("-q", "--quiet", is_flag=True, help="No progress and no table.")
+def inspect(quiet: bool, as_json: bool, html: str | None, **options: Any) -> None:
+    """Show what AGENTs changed in BASE: density, shared and unique weights, signs, angles; and what follows from it.
+
+    One reading, within --max-ram. Nothing is written but --html.
+    """
+    from .inspection import present
+    from .inspection.run import inspect as inspect_models
+    from .progress import display
+
+    outputs = present.Outputs(as_json=as_json, html=html, quiet=quiet)
+    stop = _stop_on_signals()
+    with display(quiet=quiet) as listener:
+        found = inspect_models(**options, listener=listener, stop=stop)
+    outputs.write(found)
 
 
 @cli.command()
@@ -169,6 +214,7 @@ def verify(output: str, quiet: bool, as_json: bool, **options: Any) -> None:
     With --against it is computed again from the models, a share of it or all, and compared byte by byte.
     """
     from .api import verify as verify_api
+    from .escape import printable
     from .progress import display
 
     stop = _stop_on_signals()
@@ -176,9 +222,9 @@ def verify(output: str, quiet: bool, as_json: bool, **options: Any) -> None:
     with display(quiet=quiet) as listener:
         verified = verify_api(output, listener=listener, stop=stop, **given)
     if as_json:
-        click.echo(json.dumps(verified.to_dict(), indent=2))
+        _tell(json.dumps(verified.to_dict(), indent=2))
     elif verified.problems or not quiet:
-        click.echo("\n".join(verified.lines()))
+        _tell("\n".join(map(printable, verified.lines())))
     sys.exit(1 if verified.problems else 0)
 
 
@@ -291,11 +337,13 @@ def main() -> None:
 
 def _fail(error: BaseException, text: str, code: int) -> NoReturn:
     """Say what went wrong, if anybody still reads it, and, if something can be resumed, by which command."""
+    from .escape import printable
+
     with suppress(OSError):
-        click.echo(f"Error: {text}", err=True)
+        click.echo(f"Error: {printable(text)}", err=True)
         cause = error if hasattr(error, "__notes__") else error.__context__
         for note in getattr(cause, "__notes__", ()):
-            click.echo(f"{note}:\n  {_resuming()}", err=True)
+            click.echo(f"{printable(note)}:\n  {printable(_resuming())}", err=True)
     sys.exit(code)
 
 

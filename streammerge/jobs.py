@@ -1,11 +1,14 @@
 """What is done to one tensor: the unit of a plan."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
 from .formats.dtypes import DTYPES
 from .kernels.contract import BLOCK
+
+Action = Literal["merge", "copy", "cast", "average"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,23 +42,38 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class TensorJob:
-    """One output tensor. ``merge``: computed from base and agents; ``copy``: the base's bytes; ``cast``: the base's
-    values in another type. ``counted`` is false where a tied head repeats the embedding's weights. ``target`` says
-    where a GGUF file keeps it; without one it is written as it is, under its own name."""
+    """One output tensor, or the part of it that is treated alike: elements ``span`` (start, stop), None for all.
+
+    ``merge``: computed from base and agents; ``copy``: a model's bytes; ``cast``: its values in another type;
+    ``average``: the mean of several models. ``donors`` are the models that what is not merged comes from: 0 is the
+    base, 1 the first agent. ``shape`` is the whole tensor's. ``counted`` is false where a tied head repeats the
+    embedding's weights. ``target`` says where a GGUF file keeps it; without one it is written as it is, under its own
+    name."""
 
     name: str
     shape: tuple[int, ...]
     source_dtype: str
     dtype: str
-    action: Literal["merge", "copy", "cast"]
+    action: Action
     reason: str
     counted: bool = True
     target: Target | None = None
+    span: tuple[int, int] | None = None
+    donors: tuple[int, ...] = (0,)
+
+    @property
+    def start(self) -> int:
+        """The first element, counted in the whole tensor."""
+        return 0 if self.span is None else self.span[0]
 
     @property
     def elements(self) -> int:
         """Number of elements."""
-        return prod(self.shape)
+        return prod(self.shape) if self.span is None else self.span[1] - self.span[0]
+
+    def models(self, count: int) -> Sequence[int]:
+        """Which of so many models, the base first, are read for it."""
+        return range(count) if self.action == "merge" else self.donors
 
     @property
     def row(self) -> int:
@@ -74,7 +92,7 @@ class TensorJob:
         if self.target is None or not self.elements:
             return 1
         if self.target.heads:
-            return self.elements // self.target.heads
+            return prod(self.shape) // self.target.heads
         return self.row if self.target.is_quantized else 1
 
     @property
@@ -86,6 +104,10 @@ class TensorJob:
     def segments(self) -> int:
         """How many segments there are; the last may be a short one."""
         return -(-self.elements // self.segment)
+
+    def segment_at(self, start: int) -> int:
+        """The number of the segment that begins at this element of the tensor."""
+        return (start - self.start) // self.segment
 
     def written(self, elements: int) -> int:
         """Bytes that so many elements take in the output, whole grains of them."""

@@ -20,10 +20,12 @@ from .planning import Plan
 
 @dataclass
 class Outcome:
-    """What a run or a chunk found out. ``tally`` (agents, 2): changed and unique weights of counted tensors."""
+    """What a run or a chunk found out. ``tally`` (agents, 2): changed and unique weights of counted tensors;
+    ``observed``: of every tensor that was blended what was observed in it, for --report."""
 
     tally: NDArray[np.int64]
     state: State = None
+    observed: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     bytes_read: int = 0
     bytes_written: int = 0
     non_finite_inputs: int = 0
@@ -115,7 +117,7 @@ class Ledger:
 
     def is_done(self, job: int, start: int) -> bool:
         """Whether the chunk that begins at element ``start`` need not be made."""
-        first = start // self._plan.jobs[job].segment
+        first = self._plan.jobs[job].segment_at(start)
         return job in self._finished or (job in self._flights and first in self._flights[job].entries)
 
     def is_finished(self, job: int) -> bool:
@@ -124,9 +126,10 @@ class Ledger:
 
     def add(self, job: int, start: int, stop: int, digests: bytes, found: Outcome) -> None:
         """A chunk is written, and that is what was found in it. Raises OutputError if the journal cannot be written."""
-        segment = self._plan.jobs[job].segment
+        made = self._plan.jobs[job]
         bad = (found.non_finite_inputs, found.non_finite_outputs)
-        entry = Entry(start // segment, -(-(stop - start) // segment), digests, found.tally.tolist(), bad)
+        count = -(-(stop - start) // made.segment)
+        entry = Entry(made.segment_at(start), count, digests, found.tally.tolist(), bad)
         with self._lock:
             self._add(job, entry)
         self._write(entry.to_record(job))
@@ -163,7 +166,7 @@ class Ledger:
             if number not in self._finished:
                 raise OutputError(f"tensor {job.name!r} is not whole: a defect of streammerge; please report it")
             name, first = (job.target.name, job.target.first) if job.target else (job.name, 0)
-            parts.setdefault(name, {})[first] = self._finished[number].digests
+            parts.setdefault(name, {})[first + job.start] = self._finished[number].digests
         return {name: checksum.stacked([digest for _, digest in sorted(of.items())]) for name, of in parts.items()}
 
     @property
@@ -205,10 +208,8 @@ class Ledger:
                 self._add(job, entry)
 
     def _is_cut_as_now(self, job: int, flight: _Flight) -> bool:
-        segment = self._plan.jobs[job].segment
-        chunks = {
-            start // segment: -(-(stop - start) // segment) for start, stop in self._plan.chunks(self._plan.jobs[job])
-        }
+        made = self._plan.jobs[job]
+        chunks = {made.segment_at(start): -(-(stop - start) // made.segment) for start, stop in self._plan.chunks(made)}
         return all(chunks.get(entry.first) == entry.count for entry in flight.entries.values())
 
     def _write(self, record: Record) -> None:

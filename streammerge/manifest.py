@@ -15,13 +15,15 @@ from .errors import FormatError, OutputError
 from .folder import CARD
 from .formats.contract import OutputFile, Source
 from .formats.gguf import GgufSource
-from .formats.safetensors import SafetensorsSource, parse_json
+from .formats.inputs import kind_of, read_json
+from .formats.safetensors import SafetensorsSource
 from .ledger import Ledger
 from .planning import Plan, weights_of
 from .provenance import Facts
 
 NAME = "streammerge-manifest.json"
 VERSION = 1
+_MAX_BYTES, _MAX_VALUES = 128 << 20, 8_000_000  # of 150,000 tensors
 
 
 def manifest_path(output: Path) -> Path:
@@ -72,14 +74,11 @@ def make_manifest(plan: Plan, run: Facts, ledger: Ledger, folder: Path) -> bytes
 
 def read_manifest(path: Path) -> Mapping[str, Any]:
     """The manifest in a file. Raises FormatError if it is not one."""
-    try:
-        facts = parse_json(path, path.read_bytes())
-    except OSError as error:
-        raise FormatError(
-            f"{path}: cannot be read: {error.strerror}; only outputs with a manifest can be verified"
-        ) from None
+    if kind_of(path) == "nothing":
+        raise FormatError(f"{path}: no such file; only outputs with a manifest can be verified")
+    facts = read_json(path, _MAX_BYTES, _MAX_VALUES)
     if facts.get("manifest") != VERSION:
-        raise FormatError(f"{path}: is not a manifest of version {VERSION}, found {facts.get('manifest')!r}")
+        raise FormatError(f"{path}: is not a manifest of version {VERSION}, found {facts.get('manifest')!r:.80}")
     return facts
 
 
@@ -121,6 +120,7 @@ def _tensors(plan: Plan, written: Source, checksums: Mapping[str, str]) -> dict[
             "shape": list(info.shape),
             "from": [job.name for job in made],
             "origin": _origin([job.action for job in made]),
+            "parts": [job.written(job.elements) for job in made] or [info.nbytes],
             "segment": made[0].written(made[0].segment) if made else info.nbytes,
             "checksum": checksums[name],
         }

@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 
 import yaml
 
-from .errors import RecipeError
+from .errors import FormatError, RecipeError
+from .formats.inputs import open_input
 
 MAX_BYTES = 1 << 18
 MAX_VALUES = 100_000  # counted with every alias written out: aliases of aliases grow without bound
@@ -119,7 +120,7 @@ def unknown(what: str, name: str, known: list[str]) -> str:
 def load(path: Path) -> Marked:
     """The document of a file. Raises RecipeError."""
     try:
-        with open(path, "rb") as file:
+        with open_input(path) as file:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
             raise RecipeError(f"{path}: is too long for a recipe, more than {MAX_BYTES:,} bytes")
@@ -129,6 +130,8 @@ def load(path: Path) -> Marked:
             raise RecipeError(f"{path}: is empty")
         if _values(loader, node, {}) > MAX_VALUES:
             raise RecipeError(f"{path}: has more than {MAX_VALUES:,} values, with every alias written out")
+    except FormatError as error:
+        raise RecipeError(str(error)) from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:

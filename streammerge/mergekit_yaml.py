@@ -13,14 +13,14 @@ from typing import Any
 from .budget import parse_size
 from .errors import FormatError, RecipeError
 from .formats.dtypes import floating_dtype
-from .formats.safetensors import parse_json
+from .formats.inputs import parse_json
 from .marked_yaml import Marked, load, unknown
 from .methods import METHODS, find_method
 from .methods.base import Method
 from .recipe_parameters import Rules, put_together, read_parameters
 
 # What a recipe may hold under `streammerge`: options by their names in Python.
-TEXTS = ("quantize", "intermediate", "output_tensor_type", "token_embedding_type", "pre_tokenizer")
+TEXTS = ("head", "quantize", "intermediate", "output_tensor_type", "token_embedding_type", "pre_tokenizer")
 PATHS = ("imatrix", "gguf_template")
 FLAGS = ("pure", "mixed_dtypes", "allow_non_finite")
 LISTS = ("exclude", "only", "tensor_types")

@@ -17,16 +17,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from . import budget
 from .budget import Demand, Memory
 from .checkpoint import Checkpoint, open_checkpoint
-from .errors import MismatchError, OutputError, RecipeError
+from .errors import OutputError
 from .formats.atomic import partial_folder
-from .formats.contract import OutputFile, OutputTensor, TensorInfo, total_bytes
+from .formats.contract import OutputFile, OutputTensor, total_bytes
 from .formats.dtypes import DTYPES
 from .formats.reading import WINDOW_GRAIN
 from .formats.safetensors import SINGLE, index_json, layout
+from .inspection.observing import DEFAULT_EPSILON, Columns, Observe
 from .jobs import TensorJob
 from .kernels.contract import BLOCK
+from .matching import check_distinct, check_something_is_merged, match
 from .methods.base import Measure, Method
-from .recipe import DEFAULT_SHARD, Recipe, compile_pattern
+from .recipe import DEFAULT_SHARD, Recipe
+from .tree import rows_waiting
 from .varying import general_method, idle_filters, methods_by_tensor, plain, settled
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
 # What quantizing takes beside the chunk and the pieces: an encoder's own scratch, and the largest small tensor.
 QUANTIZING = 1 << 20
+# What keeping the numbers of a tensor takes beside them and a copy: Python's own objects, rounded up.
+KEPT = 1024
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Plan:
     methods: Mapping[str, Method]
     base: Checkpoint
     agents: tuple[Checkpoint, ...]
+    tokenizer: Checkpoint  # whose tokenizer files the output gets
     jobs: tuple[TensorJob, ...]
     output: Path | None  # the folder or file that will stand there
     files: tuple[OutputFile, ...]
@@ -80,10 +86,12 @@ class Plan:
         return settled(self.method, self.recipe.parameters)
 
     def input_bytes(self, jobs: Iterable[TensorJob]) -> int:
-        """Bytes of these tensors in the models that they are made from: one reading."""
+        """Bytes of one reading of everything that these jobs are made of."""
         models = (self.base, *self.agents)
         return sum(
-            model.tensors[job.name].nbytes for job in jobs for model in models[: None if job.action == "merge" else 1]
+            job.elements * DTYPES[models[model].tensors[job.name].dtype].itemsize
+            for job in jobs
+            for model in job.models(len(models))
         )
 
     @property
@@ -93,9 +101,24 @@ class Plan:
         return self.input_bytes(self.jobs) + merged * (self.tensor_passes - 1)
 
     @cached_property
+    def tensor_names(self) -> tuple[str, ...]:
+        """The tensors of the output that come from checkpoints; one may take several jobs."""
+        return tuple(dict.fromkeys(job.target.name if job.target else job.name for job in self.jobs))
+
+    @cached_property
     def bytes_to_write(self) -> int:
         """Size of the weights that are written."""
         return total_bytes(self.files)
+
+    @cached_property
+    def observer(self) -> Observe | None:
+        """What the blend gathers for ``--report``, from what it reads anyway."""
+        return None if self.recipe.report is None else _observer(self.method, len(self.agents))
+
+    def measuring(self, job: TensorJob, measure: Measure | None) -> Measure | None:
+        """What is measured in a pass: in the blend (None) of a counted tensor what is observed, if anything."""
+        observed = measure is None and job.action == "merge" and job.counted
+        return self.observer if observed else measure
 
     def step(self, job: TensorJob, measure: Measure | None = None) -> int:
         """Elements of a chunk of this job, in a measure pass or (None) the blend.
@@ -117,9 +140,9 @@ class Plan:
         return -(-self.step(job, measure) // BLOCK)
 
     def chunks(self, job: TensorJob, measure: Measure | None = None) -> list[tuple[int, int]]:
-        """The chunks of one job as (start, stop) in elements."""
-        step = self.step(job, measure)
-        return [(start, min(start + step, job.elements)) for start in range(0, job.elements, step)]
+        """The chunks of one job as (start, stop) in elements of its tensor."""
+        step, end = self.step(job, measure), job.start + job.elements
+        return [(start, min(start + step, end)) for start in range(job.start, end, step)]
 
     def method_dict(self) -> dict[str, Any]:
         """The method and its parameters as plain data for JSON."""
@@ -141,7 +164,8 @@ class Plan:
             "free_disk": self.free_disk,
             "files": [{"name": file.name, "size": file.size, "tensors": len(file.offsets)} for file in self.files],
             "tensors": [
-                {**asdict(job), "shape": list(job.shape), "chunks": len(self.chunks(job))} for job in self.jobs
+                {**asdict(job), "shape": list(job.shape), "chunks": -(-job.elements // self.step(job))}
+                for job in self.jobs
             ],
             "notices": list(self.notices),
         }
@@ -152,47 +176,62 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, notify: Callable[[str], None] = lambda text: None, *, reserved: int | None = None
+    recipe: Recipe,
+    notify: Callable[[str], None] = lambda text: None,
+    *,
+    reserved: int | None = None,
+    method: Method | None = None,
 ) -> Plan:
     """Decide everything about a merge from headers. ``reserved`` (bytes) is measured if not given, after the kernels
-    that quantize have been loaded; ``notify`` is told if they have to be compiled first.
+    that quantize have been loaded; ``notify`` is told if they have to be compiled first. ``method`` takes the place of
+    the recipe's.
 
     Raises FormatError, MismatchError, RecipeError, OutputError, BudgetError.
     """
-    method = general_method(recipe.method, recipe.parameters, len(recipe.agents))
+    given, method = method, method or general_method(recipe.method, recipe.parameters, len(recipe.agents))
     base = open_checkpoint(recipe.base)
     agents = tuple(open_checkpoint(path) for path in recipe.agents)
-    _check_distinct(base, agents, method)
-    jobs, notices = _plan_jobs(recipe, base, agents)
+    check_distinct(base, agents, method)
+    matched = match(recipe, base, agents)
+    base, agents, jobs, notices = matched.base, matched.agents, matched.jobs, matched.notices
     merged = [job.name for job in jobs if job.action == "merge"]
-    methods = methods_by_tensor(recipe.method, recipe.parameters, recipe.agents, base.tensors, merged)
+    methods = (
+        methods_by_tensor(recipe.method, recipe.parameters, recipe.agents, base.tensors, merged)
+        if given is None
+        else dict.fromkeys(merged, given)
+    )
     gguf: GgufOutput | None = None
     if recipe.gguf is not None:
         from .gguf.output import plan_gguf
         from .kernels.load import load_quants
 
-        gguf = plan_gguf(recipe, recipe.gguf, base, jobs, notify)
+        gguf = plan_gguf(recipe, recipe.gguf, matched, notify)
         load_quants({job.target.dtype for job in gguf.jobs if job.target}, notify)
-        _check_something_is_merged(gguf.jobs)
+        check_something_is_merged(gguf.jobs)
         jobs, files, output = gguf.jobs, gguf.files, gguf.path
     else:
         output, files = recipe.output, _safetensors_files(recipe, jobs)
     # Positional reads by default: their memory is known exactly, and a failing disk is an error, not a signal.
     io: Literal["mmap", "pread"] = "mmap" if recipe.io == "mmap" else "pread"
     threads = recipe.threads or processors()
+    measures = [measure for of_some in set(methods.values()) for measure in of_some.measures()]
+    if recipe.report is not None:
+        measures.append(_observer(method, len(agents)))
     memory = budget.fit(
-        _demand(set(methods.values()), base, agents, jobs, mapped=io == "mmap"),
-        allowed=budget.default_allowed() if recipe.max_ram is None else recipe.max_ram,
+        _demand(measures, base, agents, jobs, mapped=io == "mmap"),
+        allowed=budget.allowed(recipe.max_ram),
         reserved=budget.peak() if reserved is None else reserved,
         threads=threads,
     )
     notices = (*recipe.notices, *idle_filters(recipe.parameters, merged), *notices, *(gguf.notices if gguf else ()))
-    plan = Plan(recipe, method, methods, base, agents, jobs, output, files, memory, io, None, notices, gguf)
+    plan = Plan(
+        recipe, method, methods, base, agents, matched.tokenizer, jobs, output, files, memory, io, None, notices, gguf
+    )
     return plan if output is None else replace(plan, free_disk=_check_output(plan, output))
 
 
 def _safetensors_files(recipe: Recipe, jobs: Sequence[TensorJob]) -> tuple[OutputFile, ...]:
-    tensors = [OutputTensor(job.name, job.dtype, job.shape) for job in jobs]
+    tensors = list(dict.fromkeys(OutputTensor(job.name, job.dtype, job.shape) for job in jobs))
     if recipe.output is not None and recipe.output.suffix == ".safetensors":
         return layout(tensors, None, recipe.output.name)
     limit = DEFAULT_SHARD if recipe.max_shard_size is None else recipe.max_shard_size
@@ -206,117 +245,19 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-# --- which tensor comes from where -----------------------------------------------------------------------------------
-
-
-def _check_distinct(base: Checkpoint, agents: Sequence[Checkpoint], method: Method) -> None:
-    """No model twice: by file identity, so that links and other spellings are found."""
-    seen = {base.identity: f"the base {base.path}"} if method.uses_base else {}
-    for number, agent in enumerate(agents, 1):
-        if agent.identity in seen:
-            raise MismatchError(
-                f"agent {number}, {agent.path}, is the same model as {seen[agent.identity]}; leave it out"
-            )
-        seen[agent.identity] = f"agent {number}, {agent.path}"
-
-
-def _plan_jobs(
-    recipe: Recipe, base: Checkpoint, agents: Sequence[Checkpoint]
-) -> tuple[tuple[TensorJob, ...], tuple[str, ...]]:
-    selection = _Selection(recipe, base)
-    jobs = tuple(_job(recipe, base, agents, info, selection) for info in base.tensors.values())
-    notices = [*selection.without_effect, *(_check_extra(base, agent, selection) for agent in agents)]
-    _check_something_is_merged(jobs)
-    return jobs, tuple(notice for notice in notices if notice)
-
-
-def _check_something_is_merged(jobs: Sequence[TensorJob]) -> None:
-    if not any(job.action == "merge" for job in jobs):
-        raise RecipeError("nothing would be merged: --only and --exclude leave no floating-point tensor")
-
-
-class _Selection:
-    """--only and --exclude: which tensors are left as they are in the base."""
-
-    def __init__(self, recipe: Recipe, base: Checkpoint) -> None:
-        self._exclude = [compile_pattern(pattern) for pattern in recipe.exclude]
-        self._only = [compile_pattern(pattern) for pattern in recipe.only]
-        self.without_effect: list[str] = []
-        for option, patterns in (("--exclude", self._exclude), ("--only", self._only)):
-            for pattern in patterns:
-                if any(pattern.search(name) for name in base.tensors):
-                    continue
-                if option == "--only":
-                    raise RecipeError(f"{option} {pattern.pattern!r} matches no tensor of {base.path}")
-                self.without_effect.append(f"{option} {pattern.pattern!r} matches no tensor of {base.path}")
-
-    def reason(self, name: str) -> str | None:
-        """Why a tensor is not merged, or None if it is."""
-        for pattern in self._exclude:
-            if pattern.search(name):
-                return f"excluded by --exclude {pattern.pattern}"
-        if self._only and not any(pattern.search(name) for pattern in self._only):
-            return "not selected by --only"
-        return None
-
-
-def _job(
-    recipe: Recipe, base: Checkpoint, agents: Sequence[Checkpoint], info: TensorInfo, selection: "_Selection"
-) -> TensorJob:
-    reason = selection.reason(info.name)
-    floating = DTYPES[info.dtype].floating
-    dtype = info.dtype if recipe.stored_dtype is None or not floating else recipe.stored_dtype
-    if reason is None and not floating:
-        reason = f"{info.dtype} is not a floating-point type"
-    if reason is not None or info.elements == 0:
-        action: Literal["copy", "cast"] = "copy" if dtype == info.dtype else "cast"
-        return TensorJob(info.name, info.shape, info.dtype, dtype, action, reason or "has no elements")
-    for agent in agents:
-        _check_same(recipe, base, agent, info)
-    embedding = base.embedding_of(info.name)  # counted already, if it is merged
-    counted = embedding is None or selection.reason(embedding) is not None
-    return TensorJob(info.name, info.shape, info.dtype, dtype, "merge", "in base and every agent", counted)
-
-
-def _check_same(recipe: Recipe, base: Checkpoint, agent: Checkpoint, info: TensorInfo) -> None:
-    """One tensor of an agent must have the base's shape and type."""
-    found = agent.tensors.get(info.name)
-    leave = f"to leave it as it is in the base: --exclude '^{info.name}$'"
-    if found is None:
-        hint = " (the agent ties its head to the embedding)" if base.is_head(info.name) else ""
-        raise MismatchError(f"{agent.path}: tensor {info.name!r} of the base {base.path} is missing{hint}; {leave}")
-    if found.shape != info.shape:
-        hint = " (added tokens or padding?)" if found.shape[1:] == info.shape[1:] else ""
-        raise MismatchError(
-            f"{agent.path}: tensor {info.name!r} has shape {list(found.shape)}, the base {base.path} has "
-            f"{list(info.shape)}{hint}; {leave}"
-        )
-    if found.dtype != info.dtype and not (recipe.mixed_dtypes and DTYPES[found.dtype].floating):
-        raise MismatchError(
-            f"{agent.path}: tensor {info.name!r} is {found.dtype}, in the base {base.path} it is {info.dtype}; "
-            "rounding to another type looks like a change of every weight"
-            + ("" if recipe.mixed_dtypes else ". If you know better: --mixed-dtypes")
-        )
-
-
-def _check_extra(base: Checkpoint, agent: Checkpoint, selection: _Selection) -> str | None:
-    """A tensor that only an agent has is an error, unless it is excluded: then it is left out, and said so."""
-    extra = [name for name in agent.tensors if name not in base.tensors]
-    for name in extra:
-        if selection.reason(name) is None:
-            hint = ", where the head is tied to the embedding" if base.is_head(name) else ""
-            raise MismatchError(
-                f"{agent.path}: tensor {name!r} is not in the base {base.path}{hint}; "
-                f"to leave it out: --exclude '^{name}$'"
-            )
-    return f"{agent.path}: left out, not in the base: {', '.join(extra)}" if extra else None
-
-
 # --- where it goes ---------------------------------------------------------------------------------------------------
 
 
 def _check_output(plan: Plan, output: Path) -> int:
     """The target must be free, apart from the inputs, writable, and have the space. Returns the free bytes."""
+    try:
+        return _check_place(plan, output)
+    except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, a link to itself, NUL
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OutputError(f"{str(output)!r:.300}: cannot be the place of an output: {reason}") from error
+
+
+def _check_place(plan: Plan, output: Path) -> int:
     target = output.absolute()
     resolved = target.resolve()
     occupied = in_the_way(plan)
@@ -337,6 +278,8 @@ def _check_output(plan: Plan, output: Path) -> int:
         raise OutputError(f"{existing}: is not a folder that can be written to")
     free = shutil.disk_usage(existing).free + _size_on_disk(partial_folder(target))
     needed = plan.bytes_to_write + (len(index_json(plan.files)) if plan.gguf is None and len(plan.files) > 1 else 0)
+    if plan.is_folder:
+        needed += sum((plan.base.path / file).stat().st_size for file in plan.base.other_files)
     if needed > free:
         raise OutputError(
             f"{output}: needs {budget.format_size(needed)}, but {existing} has {budget.format_size(free)} free"
@@ -369,11 +312,17 @@ def in_the_way(plan: Plan) -> list[Path]:
 # --- what it needs ---------------------------------------------------------------------------------------------------
 
 
+def _observer(method: Method, agents: int) -> Observe:
+    return Observe(Columns(agents), getattr(method, "epsilon", DEFAULT_EPSILON))
+
+
 def input_widths(base: Checkpoint, agents: Sequence[Checkpoint], jobs: Sequence[TensorJob]) -> list[int]:
     """Bytes of the widest element that is read from the base and from each agent."""
-    merged = [job.name for job in jobs if job.action == "merge"]
-    widths = [max(DTYPES[model.tensors[name].dtype].itemsize for name in merged) for model in (base, *agents)]
-    widths[0] = max(DTYPES[job.source_dtype].itemsize for job in jobs)
+    models = (base, *agents)
+    widths = [0] * len(models)
+    for job in jobs:
+        for model in job.models(len(models)):
+            widths[model] = max(widths[model], DTYPES[models[model].tensors[job.name].dtype].itemsize)
     return widths
 
 
@@ -383,7 +332,7 @@ def output_width(jobs: Sequence[TensorJob]) -> int:
 
 
 def _demand(
-    methods: Iterable[Method],
+    measures: Iterable[Measure],
     base: Checkpoint,
     agents: Sequence[Checkpoint],
     jobs: Sequence[TensorJob],
@@ -391,13 +340,18 @@ def _demand(
     mapped: bool,
 ) -> Demand:
     merged = [job for job in jobs if job.action == "merge"]
-    counters, rows = 0, 0
+    counters, rows, numbers, kept = 0, 0, 0, 0
     # a chunk of whole grains is longer than half a block, and its last block may be a short one
     blocks = max(-(-(1 + (job.grain > 1)) * job.elements // BLOCK) for job in merged)
-    for measure in (measure for method in methods for measure in method.measures()):
+    for measure in measures:
         size = 8 * prod(measure.shape(len(agents)))
         counters = max(counters, size) if measure.kind == "counts" else counters
-        rows = max(rows, size * blocks) if measure.kind != "counts" else rows
+        if measure.kind == "sums":
+            rows = max(rows, size * rows_waiting(blocks))
+            numbers = max(numbers, size)
+        elif measure.kind == "blocks":
+            rows = max(rows, 3 * size * blocks)
+        kept += len(merged) * (2 * size + KEPT) if measure.keeps else 0
     inputs = sum(input_widths(base, agents, jobs))
     edges = 0
     if mapped:  # the ends of a window are rounded out; tensors that are not aligned are copied as well
@@ -410,7 +364,9 @@ def _demand(
         output=output_width(jobs) + quantized_width(jobs),
         floats=4 * (len(agents) + 2),
         worker=counters + edges + 2 * 4 * piece_size(jobs) + (QUANTIZING if piece_size(jobs) else 0),
-        tensor=2 * counters + 3 * rows,
+        tensor=2 * counters + rows,
+        numbers=numbers,
+        kept=kept,
         grain=max(min(job.segment, job.elements) for job in jobs),
     )
 
@@ -434,7 +390,7 @@ def piece_size(jobs: Sequence[TensorJob]) -> int:
 
 def weights_of(jobs: Sequence[TensorJob]) -> Mapping[str, int]:
     """Elements by action: how many weights are merged, copied, cast."""
-    totals = {"merge": 0, "copy": 0, "cast": 0}
+    totals = {"merge": 0, "copy": 0, "cast": 0, "average": 0}
     for job in jobs:
         totals[job.action] += job.elements
     return totals

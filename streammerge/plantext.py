@@ -1,9 +1,11 @@
 """Plans and methods as text for the terminal."""
 
 import inspect
+from collections.abc import Iterable
 from itertools import groupby
 
 from .budget import format_size
+from .escape import printable
 from .jobs import TensorJob
 from .methods.base import Method, Parameter
 from .planning import Plan, weights_of
@@ -20,7 +22,8 @@ def plan_text(plan: Plan) -> str:
         f"{len(plan.files)} file{'s' if len(plan.files) > 1 else ''}"
         + ("" if plan.gguf is None else f", {plan.gguf.file_type.name}")
         + ("" if plan.free_disk is None else f", {format_size(plan.free_disk)} free"),
-        f"weights  {weights['merge']:,} merged, {weights['copy']:,} copied, {weights['cast']:,} copied in another type",
+        f"weights  {weights['merge']:,} merged, {weights['copy']:,} copied, {weights['cast']:,} copied in another type"
+        + (f", {weights['average']:,} averaged" if weights["average"] else ""),
         f"reading  {format_size(plan.bytes_to_read)}: {plan.model_passes} over the model, "
         f"{plan.tensor_passes} over each merged tensor; by {plan.io}",
         f"memory   {format_size(memory.projected)} projected of {format_size(memory.allowed)} allowed; "
@@ -31,13 +34,17 @@ def plan_text(plan: Plan) -> str:
     lines.append("tensors")
     if plan.gguf is not None:
         computed = [f"  new   F32 to F32    {name}: computed" for name in plan.gguf.constants]
-        return "\n".join([*lines, *computed, *map(_gguf_line, plan.jobs)])
+        return _text([*lines, *computed, *map(_gguf_line, plan.jobs)])
     for (action, source, dtype, reason), group in groupby(plan.jobs, key=_kind):
         jobs = list(group)
         names = jobs[0].name if len(jobs) == 1 else f"{jobs[0].name} ... {jobs[-1].name} ({len(jobs)})"
         types = dtype if source == dtype else f"{source} to {dtype}"
         lines.append(f"  {action:5} {types:5} {names}" + ("" if action == "merge" else f": {reason}"))
-    return "\n".join(lines)
+    return _text(lines)
+
+
+def _text(lines: Iterable[str]) -> str:
+    return "\n".join(map(printable, lines))
 
 
 def _gguf_line(job: TensorJob) -> str:

@@ -8,6 +8,7 @@ from typing import Protocol, Self
 
 from . import budget
 from .budget import format_size
+from .escape import printable
 from .events import Advanced, Event, Finishing, Notice, PassStarted, Planned
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -87,7 +88,7 @@ class PlainLines(Silence):
         """See ``Display``."""
         now = time.monotonic()
         if isinstance(event, Notice):
-            print(event.text, file=sys.stderr, flush=True)
+            print(printable(event.text), file=sys.stderr, flush=True)
         elif isinstance(event, Planned):
             print(_planned(event), file=sys.stderr, flush=True)
         elif isinstance(event, PassStarted):
@@ -149,7 +150,7 @@ class LiveBar(Silence):
     def __call__(self, event: Event) -> None:
         """See ``Display``."""
         if isinstance(event, Notice):
-            self._progress.console.print(event.text, markup=False, highlight=False)
+            self._progress.console.print(printable(event.text), markup=False, highlight=False)
         elif isinstance(event, Planned):
             self._allowed = event.plan.memory.allowed
             self._progress.console.print(_planned(event), markup=False, highlight=False)
@@ -169,8 +170,9 @@ class LiveBar(Silence):
 
 def _planned(event: Planned) -> str:
     plan, memory = event.plan, event.plan.memory
+    writing = f"{format_size(plan.bytes_to_write)} to write; " if plan.output is not None else ""
     return (
-        f"{plan.method.name}: base and {len(plan.agents)} agents, {len(plan.jobs)} tensors, "
-        f"{format_size(plan.bytes_to_write)} to write; {memory.workers} threads, "
+        f"{plan.method.name}: base and {len(plan.agents)} agents, {len(plan.tensor_names)} tensors, "
+        f"{writing}{memory.workers} threads, "
         f"{format_size(memory.projected)} of {format_size(memory.allowed)} memory projected"
     )

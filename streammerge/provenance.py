@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, checksum
+from .aligned import stored_tensors
 from .checkpoint import Checkpoint
 from .errors import FormatError, why
 from .planning import Plan
@@ -27,6 +28,7 @@ def run_facts(plan: Plan) -> Facts:
         "recipe": _recipe(plan.recipe),
         "inputs": [_model(model, names[model.path]) for model in (plan.base, *plan.agents)],
         "beside": [_file(file, _HEAD) for file in (plan.gguf.read if plan.gguf else ())],
+        "parts": [[job.name, list(job.span), list(job.donors)] for job in plan.jobs if job.span],
         "layout": checksum.digest(b"".join(file.name.encode() + file.header for file in plan.files)).hex(),
     }
 
@@ -94,7 +96,7 @@ def _model(model: Checkpoint, name: str) -> Facts:
 
 def _offsets(model: Checkpoint) -> Iterator[tuple[Path, list[int]]]:
     by_file: dict[Path, list[int]] = {}
-    for info in model.tensors.values():
+    for info in stored_tensors(model.source).values():
         by_file.setdefault(info.file, []).append(info.offset)
     yield from by_file.items()
 

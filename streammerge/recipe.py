@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from .errors import FormatError, RecipeError
 from .formats.dtypes import floating_dtype
@@ -12,6 +12,7 @@ from .methods import find_method
 
 DEFAULT_METHOD = "ram+"
 DEFAULT_SHARD = 5 * 10**9  # of safetensors; a GGUF file is one unless asked otherwise
+Head = Literal["tied", "untied"]
 INTERMEDIATES = ("auto", "bf16", "f16", "f32", "none")
 
 
@@ -46,7 +47,9 @@ class Recipe:
     """One merge: inputs, output, method, and how to go about it. Sizes in bytes; ``max_ram`` None means a share
     of what is free, ``threads`` None every processor, ``max_shard_size`` None what is usual for the format, 0 one file.
     ``parameters`` are the method's: one value, a tuple of one for each agent, or ``ByTensor`` in their place.
-    ``gguf`` is None where the output is safetensors; ``notices`` are what is to be said about what was asked."""
+    ``head`` says which way to go where some models tie their head to the embedding and others do not.
+    ``gguf`` is None where the output is safetensors; ``report`` is a page to write about what the agents changed;
+    ``notices`` are what is to be said about what was asked."""
 
     base: Path
     agents: tuple[Path, ...]
@@ -62,8 +65,10 @@ class Recipe:
     max_shard_size: int | None = None
     allow_non_finite: bool = False
     mixed_dtypes: bool = False
+    head: Head | None = None
     overwrite: bool = False
     resume: bool = False
+    report: Path | None = None
     gguf: GgufOptions | None = None
     notices: tuple[str, ...] = field(default=(), compare=False)
 
@@ -71,8 +76,15 @@ class Recipe:
         find_method(self.method)
         if not self.agents:
             raise RecipeError("no agents given; usage: streammerge merge BASE AGENT... -o OUT")
+        if self.head not in (None, *get_args(Head)):
+            raise RecipeError(f"--head {self.head!r} is not known; it is one of {', '.join(get_args(Head))}")
         if self.threads is not None and self.threads < 1:
             raise RecipeError(f"--threads must be at least 1, found {self.threads}")
+        if self.report is not None and self.resume:
+            raise RecipeError(
+                "--report shows what the merge itself reads, and --resume does not read again what is done; "
+                "leave one out (streammerge inspect makes the same page)"
+            )
         for pattern in (*self.exclude, *self.only):
             compile_pattern(pattern)
         if self.dtype is not None:
@@ -108,5 +120,5 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     """A regular expression on tensor names. Raises RecipeError."""
     try:
         return re.compile(pattern)
-    except re.error as error:
-        raise RecipeError(f"{pattern!r} is not a regular expression: {error}") from None
+    except (re.error, RecursionError, OverflowError) as error:
+        raise RecipeError(f"{pattern!r:.200} is not a regular expression: {error}") from None

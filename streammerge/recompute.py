@@ -93,9 +93,11 @@ class Sample(Ledger):
     def __init__(self, plan: Plan, share: float, known: Iterable[Record], seed: int = 0) -> None:
         super().__init__(plan, known)
         rng = random.Random(seed)
-        self._chosen = [{start for start, _ in plan.chunks(job) if rng.random() < share} or {0} for job in plan.jobs]
+        self._chosen = [
+            {start for start, _ in plan.chunks(job) if rng.random() < share} or {job.start} for job in plan.jobs
+        ]
         pairs = ((job, start) for job, starts in zip(plan.jobs, self._chosen) for start in starts)
-        elements = sum(min(plan.step(job), job.elements - start) for job, start in pairs)
+        elements = sum(min(plan.step(job), job.start + job.elements - start) for job, start in pairs)
         self.chosen = elements / sum(job.elements for job in plan.jobs)
 
     def is_done(self, job: int, start: int) -> bool:

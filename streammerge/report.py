@@ -1,5 +1,6 @@
 """What a merge leaves behind beside the weights: the summary, and the model card."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,11 +8,22 @@ from typing import Any
 
 from . import __version__
 from .budget import format_size
+from .escape import code, markdown, printable
+from .jobs import TensorJob
 from .ledger import Outcome
 from .methods.ram_plus import RamPlus, overlap_ratio
 from .planning import Plan, weights_of
 from .saved_recipe import recipe_yaml
 from .varying import varies
+
+_ONE_LINE = sys.maxsize  # folded, a name could begin a line with what ends the YAML around it
+
+_WORDS = (
+    ("merge", "merged"),
+    ("copy", "copied"),
+    ("cast", "copied in another type"),
+    ("average", "averaged: tokens that several agents added"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +66,7 @@ class Report:
             "files": [file.name for file in self.plan.files],
             "method": self.plan.method_dict(),
             "weights": dict(weights_of(self.plan.jobs)),
-            "tensors": {
-                (job.target.name if job.target else job.name): {
-                    "action": job.action,
-                    "reason": job.reason,
-                    "dtype": job.target.dtype if job.target else job.dtype,
-                }
-                for job in self.plan.jobs
-            },
+            "tensors": _by_tensor(self.plan.jobs),
             "agents": [asdict(share) for share in self.agents],
             "non_finite": {"inputs": self.outcome.non_finite_inputs, "outputs": self.outcome.non_finite_outputs},
             "seconds": self.seconds,
@@ -71,6 +76,18 @@ class Report:
             "bound_by": self.bound_by,
             "memory": memory,
         }
+
+
+def _by_tensor(jobs: Sequence[TensorJob]) -> dict[str, dict[str, str]]:
+    """What was done to each tensor of the output; of one in parts, to the first, and why to all of them."""
+    found: dict[str, dict[str, str]] = {}
+    for job in jobs:
+        name, dtype = (job.target.name, job.target.dtype) if job.target else (job.name, job.dtype)
+        if name not in found:
+            found[name] = {"action": job.action, "reason": job.reason, "dtype": dtype}
+        elif job.span is not None:
+            found[name]["reason"] += f"; {job.reason}"
+    return found
 
 
 def agent_shares(plan: Plan, outcome: Outcome) -> tuple[AgentShare, ...]:
@@ -94,8 +111,8 @@ def model_name(path: Path) -> str:
     absolute = path.absolute()
     for part in absolute.parts:
         if part.startswith("models--"):
-            return part.removeprefix("models--").replace("--", "/")
-    return absolute.stem if path.is_file() else absolute.name
+            return printable(part.removeprefix("models--").replace("--", "/"))
+    return printable(absolute.stem if path.is_file() else absolute.name)
 
 
 def summary(report: Report) -> list[str]:
@@ -103,15 +120,11 @@ def summary(report: Report) -> list[str]:
     plan, outcome, memory = report.plan, report.outcome, report.plan.memory
     weights = weights_of(plan.jobs)
     lines = [
-        f"{plan.output}: {len(plan.jobs)} tensors, {sum(weights.values()):,} weights, "
+        f"{plan.output}: {len(plan.tensor_names)} tensors, {sum(weights.values()):,} weights, "
         f"{format_size(plan.bytes_to_write)} ({plan.method.name}"
         + (")" if plan.gguf is None else f", {plan.gguf.file_type.name})")
     ]
-    lines += [
-        f"  {weights[action]:,} {word}"
-        for action, word in (("merge", "merged"), ("copy", "copied from the base"), ("cast", "copied in another type"))
-        if weights[action]
-    ]
+    lines += [f"  {weights[action]:,} {word}" for action, word in _WORDS if weights[action]]
     for share in report.agents:
         unique = share.unique / max(share.changed, 1)
         scale = "" if share.scale is None else f", unique part scaled by {share.scale:.4f}"
@@ -135,9 +148,9 @@ def model_card(plan: Plan, shares: Sequence[AgentShare]) -> str:
 
     names = [model_name(plan.recipe.base), *(model_name(path) for path in plan.recipe.agents)]
     front = {"base_model": names, "library_name": "transformers", "tags": ["merge", "streammerge"]}
+    title = "Merged model" if plan.recipe.output is None else markdown(plan.recipe.output.name)
     lines = [
-        "---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {plan.recipe.output.name}"
-        if plan.recipe.output else "# Merged model", "",
+        "---", yaml.safe_dump(front, sort_keys=False, width=_ONE_LINE).strip(), "---", "", f"# {title}", "",
         f"Merged with streammerge {__version__}: {plan.method.title} (`{plan.method.name}`, {plan.method.paper}).", "",
         "```yaml", recipe_yaml(plan.recipe, model_name).strip(), "```", "",
     ]  # fmt: skip
@@ -147,12 +160,12 @@ def model_card(plan: Plan, shares: Sequence[AgentShare]) -> str:
             "|---|---|---|---|",
         ]
         lines += [
-            f"| {share.agent} | {share.density:.4%} | {share.unique / max(share.changed, 1):.4%} | "
+            f"| {markdown(share.agent)} | {share.density:.4%} | {share.unique / max(share.changed, 1):.4%} | "
             f"{'1' if share.scale is None else f'{share.scale:.6f}'} |"
             for share in shares
         ]
         lines.append("")
     kept = [job for job in plan.jobs if job.action != "merge"]
     if kept:
-        lines += ["Taken from the base:", "", *(f"- `{job.name}`: {job.reason}" for job in kept), ""]
+        lines += ["Not merged:", "", *(f"- {code(job.name)}: {markdown(job.reason)}" for job in kept), ""]
     return "\n".join(lines)

@@ -4,6 +4,7 @@ How a merge is carried out (memory, threads, where to) is left out: it changes n
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,7 +27,7 @@ _TRUTHS = {word: truth for truth, word in RESCALE.items()}
 
 def recipe_yaml(recipe: Recipe, name: Callable[[Path], str] = os.path.abspath) -> str:
     """A recipe as YAML, every parameter with its value; ``name`` is how a path is written."""
-    return yaml.dump(recipe_dict(recipe, name), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(recipe_dict(recipe, name), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=sys.maxsize)
 
 
 def recipe_dict(recipe: Recipe, name: Callable[[Path], str]) -> dict[str, Any]:
@@ -87,10 +88,10 @@ def _options(recipe: Recipe, name: Callable[[Path], str]) -> dict[str, Any]:
     gguf = recipe.gguf or GgufOptions()
     found: dict[str, Any] = {
         **{key: list(getattr(recipe, key)) for key in ("exclude", "only")},
-        **{key: getattr(recipe, key) for key in ("mixed_dtypes", "allow_non_finite")},
+        **{key: getattr(recipe, key) for key in ("head", "mixed_dtypes", "allow_non_finite")},
         "tensor_types": ["=".join(pair) for pair in gguf.tensor_types],
         "intermediate": None if gguf.intermediate == GgufOptions().intermediate else gguf.intermediate,
-        **{key: getattr(gguf, key) for key in TEXTS if key != "intermediate"},
+        **{key: getattr(gguf, key) for key in TEXTS if key not in ("head", "intermediate")},
         **{key: name(path) for key in PATHS if (path := getattr(gguf, key))},
         "pure": gguf.pure,
     }

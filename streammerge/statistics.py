@@ -47,7 +47,7 @@ def save(plan: Plan, run: Facts, ledger: Ledger) -> None:
 def _file(plan: Plan, run: Facts) -> Path:
     counted = sorted((job for job in plan.jobs if job.action == "merge" and job.counted), key=lambda job: job.name)
     measured = [(job.name, repr(plan.method_of(job).measures())) for job in counted]
-    facts = {"versions": run["versions"], "inputs": run["inputs"], "measured": measured}
+    facts = {"versions": run["versions"], "inputs": run["inputs"], "parts": run["parts"], "measured": measured}
     return FOLDER / f"{checksum.digest(json.dumps(facts).encode()).hex()}.json"
 
 

@@ -173,10 +173,9 @@ class _Check:
     def tensor(self, info: TensorInfo) -> list[str]:
         """The problems of one tensor."""
         wanted = self.manifest["tensors"][info.name]
-        parts, bad = [], _NonFinite(info)
-        size = info.nbytes // (len(wanted["from"]) or 1)  # of a stack: one of the tensors in it
-        buffer = np.empty(max(min(wanted["segment"], size), 1), np.uint8)
-        for start in range(0, info.nbytes, size) if size else [0]:
+        parts, bad, start = [], _NonFinite(info), 0
+        buffer = np.empty(max(min(wanted["segment"], info.nbytes), 1), np.uint8)
+        for size in wanted["parts"]:  # of a stack the tensors in it, of a vocabulary its rows by where they come from
             digests = []
             for position in range(start, start + size, wanted["segment"]):
                 if self.stop.is_set():
@@ -187,6 +186,7 @@ class _Check:
                 bad.look_at(data, position)
                 self.listener(Advanced(len(data), 0))
             parts.append(checksum.digest(b"".join(digests)))
+            start += size
         where = f"{info.file}: tensor {info.name!r}"
         problems = []
         if checksum.stacked(parts) != wanted["checksum"]:

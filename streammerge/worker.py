@@ -91,24 +91,25 @@ class Worker:
         self._found.bytes_written += len(data)
         self._found.waiting += time.perf_counter() - began
 
-    def _release(self, models: int, name: str, start: int, stop: int) -> None:
-        for model in range(models):
+    def _release(self, models: Sequence[int], name: str, start: int, stop: int) -> None:
+        for model in models:
             info = self._models[model].tensors[name]
             width = DTYPES[info.dtype].itemsize
             self._readers[model].release(info, start * width, stop * width)
 
     def _merge(self, task: Task) -> NDArray[Any] | None:
         running, job, plan = task.running, task.running.job, self._plan
-        models = len(self._models)
-        raws = [self._read(model, job.name, task.start, task.stop) for model in range(models)]
+        models = job.models(len(self._models))
+        raws = [self._read(model, job.name, task.start, task.stop) for model in models]
         began = time.perf_counter()
         measure = running.passes[running.position]
+        measuring = plan.measuring(job, measure)
         blocks = -(-(task.stop - task.start) // BLOCK)
-        numbers = None if measure is None else storage(measure, blocks, len(plan.agents))
+        numbers = None if measuring is None else storage(measuring, blocks, len(plan.agents))
         for offset in range(0, task.stop - task.start, BLOCK):
             count = min(BLOCK, task.stop - task.start - offset)
             if measure is None:
-                self._blend(task, raws, offset, count)
+                self._blend(task, raws, offset, count, None if numbers is None else numbers[offset // BLOCK])
             else:
                 assert numbers is not None
                 target = numbers if measure.kind == "counts" else numbers[offset // BLOCK]
@@ -120,10 +121,11 @@ class Worker:
         self._release(models, job.name, task.start, task.stop)
         return numbers
 
-    def _blend(self, task: Task, raws: Sequence[Bytes], offset: int, count: int) -> None:
-        """One block of the result, encoded into its place among the packed bytes of the chunk."""
+    def _blend(self, task: Task, raws: Sequence[Bytes], offset: int, count: int, row: NDArray[Any] | None) -> None:
+        """One block of the result, encoded into its place among the packed bytes of the chunk. It is observed into
+        ``row``, if there is one, before the method makes its own use of it."""
         running, job, method = task.running, task.running.job, self._plan.method_of(task.running.job)
-        block = self._stored(task, raws, offset, count)
+        block = self._stored(task, raws, offset, count) if row is None else None
         if block is not None:
             before = self._found.tally.copy()
             stored = Stored()
@@ -132,6 +134,8 @@ class Worker:
                 return
             self._found.tally[:] = before  # over float32 once more, where what is not finite is counted and named
         block = self._decode(task, raws, offset, count)
+        if row is not None and self._plan.observer is not None:
+            self._plan.observer.block(self._kernels, block, None, row)
         method.blend(self._kernels, block, running.state)
         self._encode(job, block, raws[0], offset)
 
@@ -167,16 +171,16 @@ class Worker:
         return Block(job.name, task.first_block + offset // BLOCK, task.start + offset, base, agents, out, tally)
 
     def _decode(self, task: Task, raws: Sequence[Bytes], offset: int, count: int) -> Block:
-        """One block of every model as float32. Non-finite inputs are counted in the first pass that sees them."""
+        """One block of every model that is read as float32, the first as the base. Non-finite inputs are counted in the
+        first pass that sees them."""
         job = task.running.job
-        agents = self._agents[: len(self._plan.agents) * count].reshape(-1, count)
-        rows = [self._base[:count], *agents]
-        for model, raw in enumerate(raws):
+        agents = self._agents[: (len(raws) - 1) * count].reshape(-1, count)
+        for model, raw, row in zip(job.models(len(self._models)), raws, (self._base[:count], *agents), strict=True):
             dtype = self._models[model].tensors[job.name].dtype
             width = DTYPES[dtype].itemsize
-            found = codecs.decode(dtype, raw[offset * width : (offset + count) * width], rows[model])
+            found = codecs.decode(dtype, raw[offset * width : (offset + count) * width], row)
             if found:
-                self._found_non_finite(task, model, rows[model], task.start + offset, found)
+                self._found_non_finite(task, model, row, task.start + offset, found)
         return self._block(task, offset, self._base[:count], agents, self._out[:count])
 
     def _encode(self, job: TensorJob, block: Block, base_raw: Bytes, offset: int) -> None:
@@ -193,18 +197,28 @@ class Worker:
                 raise self._bad_output(job, block.out, packed, block.start)
 
     def _copy(self, task: Task) -> None:
+        """What is not merged: a model's bytes, its values in another type, or the mean of several models."""
         job, start, stop = task.running.job, task.start, task.stop
-        raw = self._read(0, job.name, start, stop)
+        raws = [self._read(model, job.name, start, stop) for model in job.donors]
         if job.action == "copy":
-            self._write(job, start, stop, raw)
+            self._write(job, start, stop, raws[0])
         else:
             for offset in range(0, stop - start, BLOCK):
-                count = min(BLOCK, stop - start - offset)
-                block = self._decode(task, [raw], offset, count)
-                block.out[:] = block.base
-                self._encode(job, block, raw, offset)
+                block = self._decode(task, raws, offset, min(BLOCK, stop - start - offset))
+                self._average(block)
+                self._encode(job, block, raws[0], offset)
             self._write(job, start, stop, self._packed[: (stop - start) * DTYPES[job.dtype].itemsize])
-        self._release(1, job.name, start, stop)
+        self._release(job.donors, job.name, start, stop)
+
+    def _average(self, block: Block) -> None:
+        """The mean of all rows, added up in their order; where all are equal, their very bits."""
+        block.out[:] = block.base
+        if len(block.agents):
+            with np.errstate(all="ignore"):  # what is not finite is counted where it is encoded
+                for row in block.agents:
+                    block.out += row
+                block.out /= np.float32(1 + len(block.agents))
+            self._kernels.keep_unchanged(block.base, block.agents, block.out)
 
     def _found_non_finite(self, task: Task, model: int, row: Floats, start: int, found: int) -> None:
         """Any pass may meet them first; they are counted in the blend, which sees every value once."""
@@ -232,8 +246,7 @@ class Worker:
 
     def read_ahead(self, task: Task) -> None:
         """Hint at what the next chunk will read."""
-        models = len(self._readers) if task.running.job.action == "merge" else 1
-        for model in range(models):
+        for model in task.running.job.models(len(self._readers)):
             info = self._models[model].tensors[task.running.job.name]
             width = DTYPES[info.dtype].itemsize
             self._readers[model].ahead(info, task.start * width, task.stop * width)

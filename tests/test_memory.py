@@ -87,6 +87,37 @@ def test_a_vocabulary_as_large_as_llama_3s_fits_as_well(tmp_path):
     shape = Shape(layers=1, hidden=256, intermediate=256, heads=8, kv_heads=8, vocab=128_256, tied=True)
     base = make_base(tmp_path / "base", shape)
     agents = [make_agent(tmp_path / f"a{i}", base, index=i) for i in range(3)]
+    (base / "tokenizer.json").write_text(json.dumps(large_tokenizer()))
+    options = ["--quantize", "Q4_K_M", "--pre-tokenizer", "llama-bpe"]
+    report, peak = merge_in_child(base, *agents, "-o", tmp_path / "o.gguf", "--max-ram", "400M", *options)
+    check_promise(report, peak)
+
+
+def test_vocabularies_as_large_as_llama_3s_are_compared_outside_the_process(tmp_path):
+    """Three tokenizers of 128,000 tokens would take more than there is. One agent has more rows, one has fewer."""
+    content = large_tokenizer()
+    content["added_tokens"] += [
+        {**content["added_tokens"][0], "id": 128_000 + n, "content": f"<{n}>"} for n in range(9)
+    ]
+    for name, rows, own in (("base", 128_000, large_tokenizer()), ("a", 128_064, content), ("b", 127_990, None)):
+        shape = Shape(layers=1, hidden=256, intermediate=256, heads=8, kv_heads=8, vocab=rows, tied=True)
+        make_base(tmp_path / name, shape)
+        if own is None:
+            own = large_tokenizer()
+            for text in [text for text, number in own["model"]["vocab"].items() if number >= rows]:
+                del own["model"]["vocab"][text]
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(own))
+    models = [tmp_path / name for name in ("base", "a", "b")]
+    report, _ = merge_in_child(*models, "-o", tmp_path / "o", "--max-ram", "1G", "--io", "mmap")
+    least = report["memory"]["least"]
+    report, _ = merge_in_child(*models, "-o", tmp_path / "p", "--max-ram", str(least))
+    memory = report["memory"]  # the system's figure would be that of the process that compares
+    assert memory["peak"] <= memory["projected"] <= memory["allowed"] < 200 << 20
+    assert (tmp_path / "o/model.safetensors").read_bytes() == (tmp_path / "p/model.safetensors").read_bytes()
+
+
+def large_tokenizer():
+    """A byte-level BPE tokenizer.json of 128,000 tokens and more merges than that."""
     content = tokenizer(("<s>", "</s>"))
     vocab, merges = content["model"]["vocab"], []
     for word in map("".join, product(ascii_lowercase, repeat=4)):
@@ -96,10 +127,7 @@ def test_a_vocabulary_as_large_as_llama_3s_fits_as_well(tmp_path):
                 merges += [[part[:-1], part[-1]], [part[0], part[1:]]]
     content["model"]["merges"] = [pair for pair in merges if set(pair) <= vocab.keys()]
     assert len(vocab) == 128_000 and len(content["model"]["merges"]) > 150_000
-    (base / "tokenizer.json").write_text(json.dumps(content))
-    options = ["--quantize", "Q4_K_M", "--pre-tokenizer", "llama-bpe"]
-    report, peak = merge_in_child(base, *agents, "-o", tmp_path / "o.gguf", "--max-ram", "400M", *options)
-    check_promise(report, peak)
+    return content
 
 
 def with_tokenizer(base):

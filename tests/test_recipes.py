@@ -265,7 +265,7 @@ def merged(recipe, output):
         {"method": "dare_linear", "parameters": {"density": 0.5, "rescale": "inverse_density"}},
         {"method": "dare_linear", "parameters": {"density": 0.5, "rescale": ByTensor((Rule(("l1", "none"), "mlp"),))}},
         {"method": "linear", "parameters": {"weight": [1, 2, 3]}, "exclude": ["norm$", "ä"], "only": ["layers"]},
-        {"max_shard_size": "100KB", "allow_non_finite": True, "mixed_dtypes": True, "method": "ram"},
+        {"max_shard_size": "100KB", "allow_non_finite": True, "mixed_dtypes": True, "method": "ram", "head": "tied"},
     ],
 )  # fmt: skip
 def test_a_saved_recipe_gives_the_same_bytes(tiny, tmp_path, monkeypatch, options):
@@ -278,7 +278,8 @@ def test_a_saved_recipe_gives_the_same_bytes(tiny, tmp_path, monkeypatch, option
     fields = read_yaml(tmp_path / "recipe.yml")
     again = recipe_of(**fields)
     assert recipe_yaml(again) == (tmp_path / "recipe.yml").read_text()
-    for name in ("method", "exclude", "only", "dtype", "max_shard_size", "allow_non_finite", "mixed_dtypes", "gguf"):
+    kept = ("method", "exclude", "only", "dtype", "max_shard_size", "allow_non_finite", "mixed_dtypes", "head", "gguf")
+    for name in kept:
         assert getattr(again, name) == getattr(recipe, name), name
     assert merged(fields, tmp_path / "b" / "out") == first
 

@@ -1,4 +1,4 @@
-"""kill -9 at random moments of a real merge, and power failures, each resumed: the checksums are those of a whole run."""
+"""kill -9 at random moments of a merge, and power failures, each resumed: the checksums are those of a whole run."""
 
 import hashlib
 import random

@@ -5,6 +5,7 @@ Two formats: GGUF (per weight ``NAME.in_sum2``, sums of squared activations, and
 i32 length, data set). The values enter the kernels as they are, without any scaling, as in llama-quantize.
 """
 
+import os
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from streammerge.errors import FormatError, MismatchError
+from streammerge.budget import format_size
+from streammerge.errors import BudgetError, FormatError, MismatchError
 from streammerge.formats.contract import OutputTensor
-from streammerge.formats.gguf import GgufSource, KeyValue, key_value
+from streammerge.formats.gguf import MAX_TENSORS, GgufSource, KeyValue, key_value
+from streammerge.formats.inputs import open_input
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _TEXT_LIMIT = 127  # bytes of a text that llama-quantize keeps
@@ -75,13 +78,22 @@ def _cut(text: str) -> str:
     return text.encode("utf-8", "surrogateescape")[:_TEXT_LIMIT].decode("utf-8", "surrogateescape")
 
 
-def read_imatrix(path: Path) -> Imatrix:
-    """Read an importance matrix of either format. Raises FormatError."""
-    try:
-        with open(path, "rb") as file:
-            found = _read_gguf(path) if file.read(4) == b"GGUF" else _read_dat(path, file)
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+def read_imatrix(path: Path, allowed: int) -> Imatrix:
+    """Read an importance matrix of either format: all of it, so it must be smaller than ``allowed`` memory (bytes).
+
+    Raises FormatError, BudgetError.
+    """
+    with open_input(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size >= allowed:
+            raise BudgetError(
+                f"{path}: is {format_size(size)} long and is kept in memory, of which {format_size(allowed)} are "
+                "allowed; give a larger --max-ram"
+            )
+        try:
+            found = _read_gguf(path) if file.read(4) == b"GGUF" else _read_dat(path, file, size)
+        except OSError as error:
+            raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
     if not found.weights:
         raise FormatError(f"{path}: holds no entries; is it an importance matrix?")
     for name, values in found.weights.items():
@@ -97,7 +109,8 @@ def read_imatrix(path: Path) -> Imatrix:
 
 def _read_gguf(path: Path) -> Imatrix:
     source = GgufSource(path)
-    said = {key: pair.value for key, pair in source.key_values.items()}
+    keys = ("general.type", "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size")
+    said = {key: source.key_values[key].value for key in keys if key in source.key_values}
     datasets, chunks = said.get("imatrix.datasets"), said.get("imatrix.chunk_count")
     whole = said.get("general.type") == "imatrix" and "imatrix.chunk_size" in said
     if not whole or not isinstance(datasets, list) or not isinstance(chunks, int):
@@ -111,13 +124,14 @@ def _averages(source: GgufSource, path: Path, name: str) -> NDArray[np.float32]:
     """Sums divided by counts, one count for each matrix; a matrix that was never used weighs 1 throughout."""
     sums, counts = (_floats(source, path, name + ending) for ending in (_SUMS, _COUNTS))
     if sums.size % counts.size:
-        raise FormatError(f"{path}: {name!r} has {sums.size} sums, which are not {counts.size} matrices")
+        raise FormatError(f"{path}: {name!r:.80} has {sums.size} sums, which are not {counts.size} matrices")
     if not np.isfinite(counts).all() or (counts < 0).any() or (counts > 1e15).any():
         raise FormatError(
             f"{path}: the counts of {name!r:.80} are not numbers of calls; make the importance matrix again"
         )
     rows, calls = sums.reshape(counts.size, -1), _round(counts)[:, None]
-    divided = np.divide(rows, calls.astype(np.float32), out=np.ones_like(rows), where=calls > 0)
+    with np.errstate(all="ignore"):  # what is not finite is refused at the end
+        divided = np.divide(rows, calls.astype(np.float32), out=np.ones_like(rows), where=calls > 0)
     return divided.ravel()
 
 
@@ -141,8 +155,7 @@ def _floats(source: GgufSource, path: Path, name: str) -> NDArray[np.float32]:
 # --- the older format ------------------------------------------------------------------------------------------------
 
 
-def _read_dat(path: Path, file: BinaryIO) -> Imatrix:
-    size = path.stat().st_size
+def _read_dat(path: Path, file: BinaryIO, size: int) -> Imatrix:
     file.seek(0)
 
     def take(count: int) -> bytes:
@@ -155,11 +168,15 @@ def _read_dat(path: Path, file: BinaryIO) -> Imatrix:
         return found
 
     weights: dict[str, NDArray[np.float32]] = {}
-    for _ in range(number()):
+    entries = number()
+    if entries > MAX_TENSORS:
+        raise FormatError(f"{path}: is no importance matrix: {entries} entries, at most {MAX_TENSORS} are read")
+    for _ in range(entries):
         name = take(number()).decode("utf-8", "surrogateescape")
         calls, count = number(), number()
         values = np.frombuffer(take(4 * count), "<f4")
-        weights[name] = (values / np.float32(calls) if calls > 0 else values).astype(np.float32, copy=False)
+        with np.errstate(all="ignore"):  # what is not finite is refused at the end
+            weights[name] = (values / np.float32(calls) if calls > 0 else values).astype(np.float32, copy=False)
     if file.tell() == size:
         return Imatrix(path, weights)
     chunks = number()

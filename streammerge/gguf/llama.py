@@ -24,6 +24,8 @@ _CLASSES = ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM")
 _KV_HEADS, _CONTEXT = {"mistral": 8}, {"mistral": 131072}
 _DEFAULT_CONTEXT, _DEFAULT_EPSILON, _DEFAULT_THETA = 2048, 1e-6, 10000.0
 _FLOAT32_MAX = 3.4e38
+# Far above any model; both size what is put together in memory, whatever the weights are.
+_MAX_HEAD_SIZE, _MAX_VOCABULARY = 1 << 16, 2_000_000
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Llama:
                 )
             found = re.search(r"\.layers\.(\d+)\.", info.name)
             layers = max(layers, int(found[1]) + 1 if found else 0)
-        if layers != self.layers:
+        if layers != self.layers or layers > len(stored):
             raise MismatchError(f"config.json: num_hidden_layers is {self.layers}, but the weights have {layers}")
 
     @property
@@ -107,12 +109,12 @@ def read_llama(config: Mapping[str, Any]) -> Llama:
     """The model that config.json describes. Raises FormatError if it is none of this family."""
     _check_family(config)
 
-    def number(name: str, default: int | None = None) -> int:
+    def number(name: str, default: int | None = None, most: int = 2**31 - 1) -> int:
         value = config.get(name)
         if value is None:
             value = default
-        if type(value) is not int or not 1 <= value < 2**31:
-            raise FormatError(f"config.json: {name} is {value!r:.80}, wanted a positive number")
+        if type(value) is not int or not 1 <= value <= most:
+            raise FormatError(f"config.json: {name} is {value!r:.80}, wanted a positive number up to {most}")
         return value
 
     kind = str(config.get("model_type", "llama"))
@@ -123,10 +125,10 @@ def read_llama(config: Mapping[str, Any]) -> Llama:
         number("intermediate_size"),
         heads,
         number("num_key_value_heads", _KV_HEADS.get(kind, heads)),
-        number("head_dim", hidden // heads),
+        number("head_dim", hidden // heads, most=_MAX_HEAD_SIZE),
         number("max_position_embeddings", _CONTEXT.get(kind, _DEFAULT_CONTEXT)),
         _real("rms_norm_eps", config.get("rms_norm_eps"), _DEFAULT_EPSILON),
-        number("vocab_size", 32000),
+        number("vocab_size", 32000, most=_MAX_VOCABULARY),
         _rope(config),
     )
 
@@ -136,8 +138,8 @@ def _check_family(config: Mapping[str, Any]) -> None:
     found = listed[0] if isinstance(listed, list) else listed
     if found not in _CLASSES:
         raise FormatError(
-            f"config.json: the architecture {found} is not built in for GGUF ({', '.join(_CLASSES)} are); give a GGUF "
-            "file of the base, of any type, with --gguf-template FILE: llama.cpp's convert_hf_to_gguf.py makes one"
+            f"config.json: the architecture {found!s:.80} is not built in for GGUF ({', '.join(_CLASSES)} are); give a "
+            "GGUF file of the base, of any type, with --gguf-template FILE: llama.cpp's convert_hf_to_gguf.py makes one"
         )
 
 
@@ -182,7 +184,9 @@ def _rope_scaling(rope: Mapping[str, Any]) -> list[tuple[str, str, Value]]:
     if kind in ("default", "llama3", "dynamic"):  # llama3 is a tensor; dynamic scaling is not in the file
         return []
     if kind not in ("linear", "yarn") or factor is None:
-        raise FormatError(f"config.json: rope scaling {dict(rope)} cannot be written as GGUF yet; linear and yarn can")
+        raise FormatError(
+            f"config.json: rope scaling {dict(rope)!r:.300} cannot be written as GGUF yet; linear and yarn can"
+        )
     pairs: list[tuple[str, str, Value]] = [
         ("llama.rope.scaling.type", "str", kind),
         ("llama.rope.scaling.factor", "f32", factor),
@@ -209,12 +213,20 @@ def rope_factors(model: Llama) -> NDArray[np.float32] | None:
     rope = model.rope
     if rope["rope_type"] != "llama3":
         return None
+    with np.errstate(all="ignore"):
+        factors = _llama3_factors(rope, model.head_size)
+    if not (np.isfinite(factors) & (factors > 0)).all():
+        raise FormatError(f"config.json: rope scaling {dict(rope)!r:.300} divides frequencies by 0 or infinity")
+    return factors
+
+
+def _llama3_factors(rope: Mapping[str, Any], head_size: int) -> NDArray[np.float32]:
     one, factor = np.float32(1), np.float32(rope.get("factor", 8.0))
     low, high = float(rope.get("low_freq_factor", 1.0)), float(rope.get("high_freq_factor", 4.0))
     original = float(rope.get("original_max_position_embeddings", 8192))
     if low >= high:
         raise FormatError(f"config.json: low_freq_factor {low:g} must be below high_freq_factor {high:g}")
-    steps = np.arange(0, model.head_size, 2, dtype=np.float32) / np.float32(model.head_size)
+    steps = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
     powers = (float(rope["rope_theta"]) ** steps.astype(np.float64)).astype(np.float32)
     wavelengths = one / (one / powers) * np.float32(2 * np.pi)
     smooth = (one / wavelengths * np.float32(original) - np.float32(low)) * one / np.float32(high - low)

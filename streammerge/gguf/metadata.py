@@ -3,6 +3,7 @@
 ``general.*`` is read from the model card, config.json and the folder's name by the gguf package.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -11,12 +12,18 @@ from typing import Any
 
 from gguf import GGUFWriter, Metadata, size_label
 
+from streammerge.errors import FormatError, OutputError, RecipeError
 from streammerge.formats.contract import TensorInfo
 from streammerge.formats.gguf import KINDS, KeyValue, key_value
+from streammerge.formats.inputs import kind_of, read_json, read_text
 from streammerge.gguf.llama import ARCHITECTURE, Llama
 from streammerge.gguf.names import Converted, stored_order
 from streammerge.gguf.policy import FileType
 from streammerge.gguf.tokenizer import tokenizer_key_values
+from streammerge.yamltext import parse_yaml
+
+# The gguf package would print parts of a model card to the terminal as they stand there.
+logging.getLogger("metadata").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +52,13 @@ def model_key_values(
     name: str | None = None,
     origins: Sequence[Origin] = (),
     tags: Sequence[str] = (),
+    tokenizer: Path | None = None,
     pre_tokenizer: str | None = None,
 ) -> list[KeyValue]:
     """Everything that the GGUF file of a model says, unquantized; ``quantized_key_values`` turns it into the rest.
 
-    ``folder`` is the model whose card, config and tokenizer count (the base of a merge). ``name`` and, if there are
+    ``folder`` is the model whose card and config count (the base of a merge), ``tokenizer`` the one whose tokenizer
+    does, if it is another. ``name`` and, if there are
     any, ``origins`` and ``tags`` replace what the card says. ``file_type`` is the type of the matrices.
     """
     weights = sum(prod(tensor.shape) for tensor in tensors)
@@ -57,7 +66,7 @@ def model_key_values(
         *general_key_values(folder, weights, name=name, origins=origins, tags=tags),
         *model.key_values(file_type.number),
         key_value("general.quantization_version", "u32", 2),
-        *tokenizer_key_values(folder, config, model.vocabulary, pre_tokenizer),
+        *tokenizer_key_values(tokenizer or folder, config, model.vocabulary, pre_tokenizer),
     ]
 
 
@@ -65,16 +74,43 @@ def general_key_values(
     folder: Path, weights: int, *, name: str | None = None, origins: Sequence[Origin] = (), tags: Sequence[str] = ()
 ) -> list[KeyValue]:
     """``general.architecture`` first, then ``general.*`` and ``base_model.*``; ``weights`` counts parameters."""
-    said = Metadata.load(None, folder, name, weights)
-    said.name = said.name or folder.name
-    said.size_label = said.size_label or size_label(weights, weights, 0, 0)
-    if said.sampling_penalty_repeat is None:
-        said.sampling_penalty_repeat = Metadata.load_generation_config(folder).get("repetition_penalty")
-    if origins:
-        said.base_models = [origin.entry() for origin in origins]
-    if tags:
-        said.tags = list(tags)
-    return _pairs(said)
+    _check_files(folder)
+    try:
+        said = Metadata.load(None, folder, name, weights)
+        said.name = said.name or folder.name
+        said.size_label = said.size_label or size_label(weights, weights, 0, 0)
+        if said.sampling_penalty_repeat is None:
+            said.sampling_penalty_repeat = Metadata.load_generation_config(folder).get("repetition_penalty")
+        if origins:
+            said.base_models = [origin.entry() for origin in origins]
+        if tags:
+            said.tags = list(tags)
+        return _pairs(said)
+    except (ArithmeticError, AttributeError, LookupError, OutputError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"{folder}: what {', '.join(_SAYING)} say of the model cannot be written to a GGUF file: "
+            f"{type(error).__name__}: {error!s:.200}"
+        ) from error
+
+
+_SAYING = ("README.md", "config.json", "generation_config.json")
+
+
+def _check_files(folder: Path) -> None:
+    """The gguf package reads these files, and trusts them."""
+    for name in _SAYING[1:]:
+        if kind_of(folder / name) != "nothing":
+            read_json(folder / name)
+    card = folder / _SAYING[0]
+    if kind_of(card) == "nothing":
+        return
+    lines = read_text(card).splitlines()
+    if lines[:1] == ["---"]:
+        end = lines.index("---", 1) if "---" in lines[1:] else len(lines)
+        try:
+            parse_yaml(card, "\n".join(lines[1:end]).replace("\t", "  "))
+        except RecipeError as error:
+            raise FormatError(str(error)) from error
 
 
 # What a template says about the base alone: its names, who made it, what it was made of.

@@ -13,10 +13,12 @@ import numpy as np
 from gguf import naming_convention, size_label
 from numpy.typing import NDArray
 
+from streammerge.budget import allowed
 from streammerge.checkpoint import Checkpoint
 from streammerge.errors import FormatError, MismatchError, RecipeError
 from streammerge.formats.contract import OutputFile, OutputTensor, TensorInfo
 from streammerge.formats.gguf import GGML_TYPES, GgufSource, KeyValue, key_value, layout, without_leading_ones
+from streammerge.formats.inputs import is_name
 from streammerge.gguf.imatrix import Imatrix, read_imatrix
 from streammerge.gguf.llama import ROPE_FACTORS, Llama, read_llama, rope_factors
 from streammerge.gguf.metadata import Origin, matrix_type, model_key_values, retold_key_values
@@ -34,6 +36,7 @@ from streammerge.gguf.policy import (
 from streammerge.gguf.template import read_template
 from streammerge.jobs import Target, TensorJob
 from streammerge.kernels.load import load_quants
+from streammerge.matching import Matched
 from streammerge.recipe import GgufOptions, Recipe
 from streammerge.report import model_name
 
@@ -67,18 +70,18 @@ class _Unquantized:
 def plan_gguf(
     recipe: Recipe,
     options: GgufOptions,
-    base: Checkpoint,
-    jobs: Sequence[TensorJob],
+    matched: Matched,
     notify: Callable[[str], None],
 ) -> GgufOutput:
-    """Decide everything about a GGUF output. ``jobs`` say what safetensors would hold; ``notify`` is told if kernels
-    have to be compiled to read a template. Raises FormatError, MismatchError, RecipeError.
+    """Decide everything about a GGUF output. ``matched`` says what safetensors would hold; ``notify`` is told if
+    kernels have to be compiled to read a template. Raises FormatError, MismatchError, RecipeError.
     """
+    base, jobs = matched.base, matched.jobs
     file_type = None if options.quantize is None else find_file_type(options.quantize)
-    imatrix = None if options.imatrix is None else read_imatrix(options.imatrix)
+    imatrix = None if options.imatrix is None else read_imatrix(options.imatrix, allowed(recipe.max_ram))
     stored = _stored(base, jobs)
     dtype = matrix_type(stored)
-    unquantized = _unquantized(recipe, options, base, stored, FILE_TYPES[dtype], notify)
+    unquantized = _unquantized(recipe, options, matched, stored, FILE_TYPES[dtype], notify)
     key_values = list(unquantized.key_values)
     types = {tensor.name: tensor.dtype for tensor in unquantized.tensors}
     if file_type is not None:
@@ -115,18 +118,25 @@ def _read_beside(options: GgufOptions) -> tuple[Path, ...]:
 
 def _stored(base: Checkpoint, jobs: Sequence[TensorJob]) -> list[TensorInfo]:
     """The checkpoint's tensors with the types that the merged ones have."""
-    return [replace(base.tensors[job.name], dtype=job.dtype) for job in jobs]
+    stored = {job.name: replace(base.tensors[job.name], dtype=job.dtype, shape=job.shape) for job in jobs}
+    return list(stored.values())
 
 
 def _unquantized(
     recipe: Recipe,
     options: GgufOptions,
-    base: Checkpoint,
+    matched: Matched,
     stored: Sequence[TensorInfo],
     file_type: FileType,
     notify: Callable[[str], None],
 ) -> _Unquantized:
+    base = matched.base
     if options.gguf_template is not None:
+        if matched.changed is not None:
+            raise MismatchError(
+                f"{options.gguf_template}: is a file of the base, but the output {matched.changed}; merge to "
+                "safetensors and convert that"
+            )
         return _from_template(recipe, options.gguf_template, base, file_type, notify)
     if not base.path.is_dir():
         raise FormatError(f"{base.path}: is a single file; a GGUF file needs the config.json and tokenizer beside it")
@@ -143,6 +153,7 @@ def _unquantized(
         name=_model_name(recipe),
         origins=_origins(recipe),
         tags=_TAGS,
+        tokenizer=matched.tokenizer.path,
         pre_tokenizer=options.pre_tokenizer,
     )
     factors = rope_factors(model)
@@ -205,6 +216,10 @@ def _path(recipe: Recipe, file_type: FileType, key_values: Sequence[KeyValue]) -
     name = naming_convention(
         str(said.get("general.name", "model")), None, None, None, str(said["general.size_label"]), file_type.name
     )
+    if not is_name(name, 200) or re.search(r"[/\\:]", name):  # what a template or a card says is part of it
+        raise FormatError(
+            f"{recipe.output}: the file in it would be called {name!r:.200}; name one yourself: -o OUT.gguf"
+        )
     return recipe.output / f"{name}.gguf"
 
 

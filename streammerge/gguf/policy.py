@@ -127,13 +127,15 @@ class ModelFacts:
 
 def model_facts(key_values: Iterable[KeyValue]) -> ModelFacts:
     """The facts as the metadata of a GGUF file states them. Raises RecipeError if one is missing."""
-    found = {pair.key: pair.value for pair in key_values}
-    architecture = str(found.get("general.architecture", ""))
+    found = {pair.key: pair for pair in key_values}
+    named = found.get("general.architecture")
+    architecture = "" if named is None else str(named.value)
 
     def number(name: str, default: int | None = None) -> int:
-        value = found.get(f"{architecture}.{name}", default)
+        pair = found.get(f"{architecture}.{name}")
+        value = default if pair is None else pair.value
         if isinstance(value, list):  # one for each layer
-            value = value[0]
+            value = value[0] if value else None
         if not isinstance(value, int):
             raise RecipeError(f"metadata: {architecture}.{name} is missing; the types of the tensors depend on it")
         return value

@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from types import TracebackType
 
 from streammerge.errors import FormatError, RecipeError
 
 _MISSING = 3  # exit code of a child without the library
+_SECONDS = 60  # for an encoding that takes one or two: patterns of a tokenizer may be made to take for ever
+_MEMORY = 4 << 30  # address space of the child
 
 
 @cache
@@ -32,7 +35,8 @@ def check_pre_tokenizer(name: str) -> None:
 
 
 class Recognition:
-    """A tokenizer.json whose pre-tokenizer is being recognized: the encoding begins at once, in its process."""
+    """A tokenizer.json whose pre-tokenizer is being recognized: the encoding begins at once, in its process, which ends
+    with the ``with`` block."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -40,6 +44,15 @@ class Recognition:
         self._child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace"
         )
+
+    def __enter__(self) -> "Recognition":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._child:
+            self._child.kill()
 
     def name(self, bos: int | None = None) -> str:
         """llama.cpp's name for it. Raises FormatError, RecipeError.
@@ -61,7 +74,13 @@ class Recognition:
 
     def _ids(self) -> tuple[list[int], list[int]]:
         """The ids of the text with the special tokens that are added by default, and without."""
-        output, errors = self._child.communicate()
+        try:
+            output, errors = self._child.communicate(timeout=_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise FormatError(
+                f"{self._path}: encoding a text with it takes longer than {_SECONDS} s; name its pre-tokenizer with "
+                "--pre-tokenizer"
+            ) from error
         if self._child.returncode == _MISSING:
             raise RecipeError(
                 "recognizing the pre-tokenizer takes the tokenizers library: pip install 'streammerge[gguf]'; "
@@ -69,7 +88,7 @@ class Recognition:
             )
         if self._child.returncode != 0:
             reason = (errors.strip() or f"it ended with {self._child.returncode}").splitlines()[-1]
-            raise FormatError(f"{self._path}: the tokenizers library cannot use it: {reason}")
+            raise FormatError(f"{self._path}: the tokenizers library cannot use it: {reason:.300}")
         as_is, plain = json.loads(output)
         return as_is, plain
 
@@ -86,6 +105,10 @@ def main(path: str) -> int:
     except ImportError:
         return _MISSING
     text, _ = known_pre_tokenizers()
+    if sys.platform == "linux":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     try:
         tokenizer = Tokenizer.from_file(path)
         ids = [tokenizer.encode(text).ids, tokenizer.encode(text, add_special_tokens=False).ids]

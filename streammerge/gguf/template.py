@@ -29,6 +29,7 @@ _PER_TYPE = ("general.file_type", "general.quantization_version", "general.align
 # Made of the configuration by the converter: no checkpoint has them.
 _COMPUTED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
+_LONGEST_ROW = 1 << 20  # elements; several rows are compared at once
 _LISTED = 3  # names that an error shows
 _ELSEWHERE = (
     "it belongs to another model, or its converter splits or joins tensors, which is not known here: "
@@ -81,8 +82,8 @@ def _model(template: GgufSource) -> tuple[str, int]:
     possible = isinstance(layers, int) and 0 < layers <= len(template.tensors)
     if said.get("general.type", "model") != "model" or not isinstance(architecture, str) or not possible:
         raise FormatError(
-            f"{template.path}: is a GGUF file, but not of a model: architecture {architecture!r} with {layers} layers; "
-            "give one that llama.cpp's convert_hf_to_gguf.py made of the base, quantized or not"
+            f"{template.path}: is a GGUF file, but not of a model: architecture {architecture!r:.80} with "
+            f"{layers!r:.80} layers; give one that llama.cpp's convert_hf_to_gguf.py made of the base, quantized or not"
         )
     assert isinstance(layers, int)
     return architecture, layers
@@ -165,6 +166,11 @@ def _check_tensor(template: GgufSource, info: TensorInfo, base: Checkpoint, sour
         raise FormatError(
             f"{template.path}: tensor {info.name!r} holds {info.elements} elements of type {info.dtype}, which are no "
             "weights; merge to safetensors and convert that"
+        )
+    if info.shape[-1] > _LONGEST_ROW and len(info.shape) + kind.block > 2:
+        raise FormatError(
+            f"{template.path}: tensor {info.name!r} has rows of {info.shape[-1]} elements, at most {_LONGEST_ROW} are "
+            "compared; merge to safetensors and convert that"
         )
     for source in sources:
         wanted = _without_ones((*((len(sources),) if len(sources) > 1 else ()), *source.shape))

@@ -4,6 +4,7 @@ What is written, and in which order, follows llama.cpp's converter (``gpt2`` voc
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_letters, digits
@@ -11,7 +12,7 @@ from typing import Any
 
 from streammerge.errors import FormatError
 from streammerge.formats.gguf import KeyValue, Value, key_value
-from streammerge.formats.safetensors import parse_json
+from streammerge.formats.inputs import kind_of, read_json, read_text
 from streammerge.gguf.pretokenizer import Recognition, check_pre_tokenizer
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # llama.cpp's token types
@@ -20,6 +21,8 @@ _SPACE_MARK = "\u2581"  # how sentencepiece writes a space
 _SPECIAL_TEXTS = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
 _SPECIAL_SHAPES = (("<|", "|>"), ("<\uff5c", "\uff5c>"), ("<unused", ">"))
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+# Gemma's tokenizer.json has 33 MB and two million values.
+_MAX_BYTES, _MAX_VALUES = 64 << 20, 4_000_000
 _SMOLLM_VOCABULARY = 49152  # small Granite and SmolLM models, which must not begin with a BOS token
 
 
@@ -32,7 +35,7 @@ def tokenizer_key_values(
     """
     try:
         return _key_values(folder, config, vocabulary, pre_tokenizer)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise FormatError(
             f"{folder / 'tokenizer.json'}: it, or tokenizer_config.json beside it, is not what the tokenizers library "
             f"writes: {type(error).__name__}: {error!s:.100}"
@@ -43,8 +46,17 @@ def _key_values(folder: Path, config: Mapping[str, Any], vocabulary: int, pre_to
     if pre_tokenizer is not None:
         check_pre_tokenizer(pre_tokenizer)
     path = folder / "tokenizer.json"
-    recognition = Recognition(path) if pre_tokenizer is None and path.is_file() else None
-    tokenizer = _read(path)
+    if kind_of(path) == "nothing":
+        raise FormatError(f"{path}: is missing; a GGUF file holds its tokenizer, copy it there")
+    with ExitStack() as stack:
+        recognition = stack.enter_context(Recognition(path)) if pre_tokenizer is None else None
+        return _collect(folder, config, vocabulary, recognition, str(pre_tokenizer))
+
+
+def _collect(
+    folder: Path, config: Mapping[str, Any], vocabulary: int, recognition: Recognition | None, pre_tokenizer: str
+) -> list[KeyValue]:
+    tokenizer = _read(folder / "tokenizer.json")
     settings = _read_optional(folder / "tokenizer_config.json")
     _check_kind(folder, tokenizer)
     tokens, types = _tokens(folder, tokenizer, _all_settings(folder, settings), vocabulary)
@@ -57,7 +69,7 @@ def _key_values(folder: Path, config: Mapping[str, Any], vocabulary: int, pre_to
         (
             "tokenizer.ggml.pre",
             "str",
-            recognition.name(specials.bos) if recognition else str(pre_tokenizer),
+            recognition.name(specials.bos) if recognition else pre_tokenizer,
         ),
         ("tokenizer.ggml.tokens", "[str]", tokens),
         ("tokenizer.ggml.token_type", "[i32]", types),
@@ -73,22 +85,19 @@ def _key_values(folder: Path, config: Mapping[str, Any], vocabulary: int, pre_to
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        return parse_json(path, path.read_bytes())
-    except FileNotFoundError as error:
-        raise FormatError(f"{path}: is missing; a GGUF file holds its tokenizer, copy it there") from error
+    return read_json(path, _MAX_BYTES, _MAX_VALUES)
 
 
 def _read_optional(path: Path) -> dict[str, Any] | None:
-    return parse_json(path, path.read_bytes()) if path.is_file() else None
+    return None if kind_of(path) == "nothing" else _read(path)
 
 
 def _check_kind(folder: Path, tokenizer: Mapping[str, Any]) -> None:
     """Only byte-level BPE; sentencepiece models are other vocabularies in GGUF."""
     model = tokenizer.get("model") or {}
     kind = model.get("type")
-    if kind != "BPE" or model.get("byte_fallback") or (folder / "tokenizer.model").is_file():
-        found = "a sentencepiece model" if kind == "BPE" else f"of type {kind}"
+    if kind != "BPE" or model.get("byte_fallback") or kind_of(folder / "tokenizer.model") != "nothing":
+        found = "a sentencepiece model" if kind == "BPE" else f"of type {kind!s:.80}"
         raise FormatError(
             f"{folder / 'tokenizer.json'}: the tokenizer is {found}; only byte-level BPE is built in. "
             "Give a GGUF file of the base, which has the tokenizer, with --gguf-template FILE"
@@ -122,11 +131,18 @@ def _added_tokens(tokenizer: Mapping[str, Any], settings: Mapping[str, Any]) -> 
     the id that the vocabulary gives their text, or else the next one.
     """
     vocab = tokenizer["model"]["vocab"]
-    added = {token["content"]: (token["id"], bool(token.get("special"))) for token in tokenizer.get("added_tokens", [])}
+    listed = tokenizer.get("added_tokens", [])
+    added: dict[str, tuple[int, bool]] = {
+        token["content"]: (token["id"], bool(token.get("special"))) for token in listed
+    }
+
+    following = len(vocab.keys() | added.keys())
 
     def put(text: str | None, special: bool | None) -> None:
+        nonlocal following
         if text is not None:
-            number, was = added.get(text) or (vocab.get(text, len(vocab.keys() | added.keys())), True)
+            number, was = added.get(text) or (vocab.get(text, following), True)
+            following += text not in added and text not in vocab
             added[text] = (number, was if special is None else special)
 
     decoder = settings.get("added_tokens_decoder") or {}
@@ -157,8 +173,8 @@ def _all_settings(folder: Path, settings: Mapping[str, Any] | None) -> Mapping[s
 def _check_id(folder: Path, text: str, number: object, vocabulary: int) -> None:
     if type(number) is not int or not 0 <= number < vocabulary:
         raise FormatError(
-            f"{folder / 'tokenizer.json'}: token {text!r} has the id {number!r}, but vocab_size in config.json is "
-            f"{vocabulary}; the tokenizer belongs to another model, or the embedding was not resized"
+            f"{folder / 'tokenizer.json'}: token {text!r:.80} has the id {number!r:.80}, but vocab_size in config.json "
+            f"is {vocabulary}; the tokenizer belongs to another model, or the embedding was not resized"
         )
 
 
@@ -170,8 +186,8 @@ def _looks_special(text: str) -> bool:
 def _merges(folder: Path, tokenizer: Mapping[str, Any]) -> list[str]:
     """'left right', a space inside a part written as the byte-level alphabet does."""
     merges = tokenizer["model"].get("merges") or []
-    if not merges and (folder / "merges.txt").is_file():
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    if not merges and kind_of(folder / "merges.txt") != "nothing":
+        lines = read_text(folder / "merges.txt").splitlines()
         return [line for line in lines[lines[:1] == ["#version: 0.2"] :] if len(line.split()) == 2]
     space = chr(ord(" ") + 256)
     return [pair if isinstance(pair, str) else " ".join(part.replace(" ", space) for part in pair) for pair in merges]
@@ -339,14 +355,14 @@ def _plain(name: str) -> str:
 
 def _template_files(folder: Path) -> object:
     main = folder / "chat_template.jinja"
-    if not main.is_file():
+    if kind_of(main) == "nothing":
         found = _read_optional(folder / "chat_template.json")
         return None if found is None else found.get("chat_template")
-    text = main.read_text(encoding="utf-8")
+    text = read_text(main)
     others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
     if not others:
         return text
-    named = [{"name": path.stem, "template": path.read_text(encoding="utf-8")} for path in others]
+    named = [{"name": path.stem, "template": read_text(path)} for path in others]
     return [{"name": "default", "template": text}, *named]
 
 

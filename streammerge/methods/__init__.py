@@ -24,7 +24,7 @@ def find_method(name: str) -> type[Method]:
     for method in METHODS.values():
         if name in (method.name, *method.aliases):
             return method
-    raise RecipeError(f"unknown method {name!r}; known are {', '.join(METHODS)}")
+    raise RecipeError(f"unknown method {name!r:.80}; known are {', '.join(METHODS)}")
 
 
 def build_method(name: str, parameters: Mapping[str, object], agents: int) -> Method:

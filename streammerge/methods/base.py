@@ -35,11 +35,13 @@ class Measure:
     """One reading of the inputs that yields numbers.
 
     ``kind`` says how blocks come together: ``counts`` are integers, added up in any order; ``sums`` are float64,
-    one row a block, added in block order; ``blocks`` keeps an integer row for each block.
+    one row a block, put together by ``combine`` along a fixed tree; ``blocks`` keeps an integer row for each block.
+    ``keeps``: whether what is known of every tensor is kept to the end of the run.
     """
 
     title: ClassVar[str]
     kind: ClassVar[Literal["counts", "sums", "blocks"]] = "counts"
+    keeps: ClassVar[bool] = False
 
     def shape(self, agents: int) -> tuple[int, ...]:
         """Shape of what ``block`` fills."""
@@ -52,6 +54,11 @@ class Measure:
     def block(self, kernels: Kernels, block: Block, state: State, out: NDArray[Any]) -> None:
         """Add one block's numbers to ``out`` (zero at first; int64, or float64 for ``sums``)."""
         raise AssertionError
+
+    def combine(self, one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+        """What two neighbouring blocks measured, together: a commutative function. For ``sums``."""
+        together: NDArray[Any] = one + other
+        return together
 
     def conclude(self, state: State, measured: NDArray[Any], extent: Extent) -> State:
         """What is known after the pass. ``measured`` has ``shape``, with a leading block axis for ``blocks``."""
@@ -74,11 +81,11 @@ class Parameter:
         """A value from the command line (a string) or a recipe, checked. Raises RecipeError."""
         try:
             parsed = self._convert(value)
-        except (TypeError, ValueError):
-            raise RecipeError(f"{where}: {self.name}={value!r} is not {self._wanted()}") from None
+        except (TypeError, ValueError, OverflowError):
+            raise RecipeError(f"{where}: {self.name}={value!r:.80} is not {self._wanted()}") from None
         for number in parsed if isinstance(parsed, tuple) else (parsed,):
             if isinstance(number, float | int) and not self._in_range(number):
-                raise RecipeError(f"{where}: {self.name}={value} is out of range; wanted {self._wanted()}")
+                raise RecipeError(f"{where}: {self.name}={value!s:.80} is out of range; wanted {self._wanted()}")
         return parsed
 
     def _convert(self, value: object) -> Any:
@@ -177,12 +184,14 @@ class Method:
         preset = values.pop("preset", None)
         if preset is not None:
             if preset not in cls.presets:
-                raise RecipeError(f"{cls.name}: unknown preset {preset!r}; known: {', '.join(cls.presets) or 'none'}")
+                raise RecipeError(
+                    f"{cls.name}: unknown preset {preset!r:.80}; known: {', '.join(cls.presets) or 'none'}"
+                )
             values = {**cls.presets[str(preset)], **values}
         known = {p.name: p for p in cls.parameters()}
         for name in values:
             if name not in known:
-                raise RecipeError(f"{cls.name}: unknown parameter {name!r}; it has: {', '.join(known) or 'none'}")
+                raise RecipeError(f"{cls.name}: unknown parameter {name!r:.80}; it has: {', '.join(known) or 'none'}")
         parsed = {name: known[name].parse(value, cls.name) for name, value in values.items()}
         for name, value in parsed.items():
             if isinstance(value, tuple) and len(value) != agents:

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from streammerge.formats import open_source
 from streammerge.formats.contract import OutputTensor
 from streammerge.formats.errors import FormatError, OutputError
-from streammerge.formats.safetensors import INDEX, SafetensorsSink, index_json, layout, read_header
+from streammerge.formats.safetensors import INDEX, MAX_HEADER, SafetensorsSink, index_json, layout, read_header
 from tests.conftest import save_floats, save_tensors
 
 
@@ -41,7 +41,7 @@ def entry(start=0, stop=8, dtype="F32", shape=(2,)):
         ({"a": {**entry(), "data_offsets": [0]}}, bytes(8), "are not two positions"),
         ({"a": entry(0, 4)}, bytes(4), r"has 4 bytes, but F32 \[2\] needs 8"),
         ({"a": entry(8, 0)}, bytes(8), "has -8 bytes"),
-        ({"a": entry(shape=(2**40, 2**40))}, bytes(8), "needs"),
+        ({"a": entry(shape=(2**40, 2**40))}, bytes(8), "more than any file can hold"),
         ({"a": entry(), "b": entry(4, 12)}, bytes(12), "'b' .* overlaps"),
         ({"a": entry(), "b": entry(12, 20)}, bytes(20), "'b' .* leaves a hole"),
         ({"a": entry()}, bytes(4), "is truncated: .* found, .* wanted"),
@@ -56,7 +56,7 @@ def test_a_wrong_header_is_refused_by_file_and_tensor(tmp_path, header, data, sa
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("length", [2**63, 2**64 - 1, 100_000_001, 4096])
+@pytest.mark.parametrize("length", [2**63, 2**64 - 1, MAX_HEADER + 1, 4096])
 def test_a_lying_header_length_is_refused_before_it_is_read(tmp_path, length):
     path = raw_file(tmp_path / "bad.safetensors", b"{}", length=length)
     with pytest.raises(FormatError, match="exceeds|does not fit"):
@@ -122,7 +122,7 @@ def test_a_bare_folder_of_shards_and_an_indexed_one_are_the_same(shards):
         ({"x": "model-1.safetensors"}, None),
         ({"x": "model-1.safetensors", "y": "model-1.safetensors"}, "'y' should be in model-1"),
         ({"x": "model-1.safetensors", "z": "model-2.safetensors"}, "'z' should be in model-2.*does not list it"),
-        ({"x": "model-1.safetensors", "y": "absent.safetensors"}, "absent.safetensors: cannot be opened"),
+        ({"x": "model-1.safetensors", "y": "absent.safetensors"}, "absent.safetensors: cannot be read: No such file"),
         ({"x": "../model-1.safetensors"}, "leads out of the folder"),
         ({"x": "/etc/passwd"}, "leads out of the folder"),
         ({"x": 3}, "must be an object of file names"),

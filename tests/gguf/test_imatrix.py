@@ -41,7 +41,7 @@ def test_the_gguf_format(tmp_path):
         "e.in_sum2": [[2.0, 4.0], [5.0, 5.0]], "e.counts": [[2.0], [0.0]],
         "s.in_sum2": [[2.0, 4.0], [6.0, 8.0]], "s.counts": [[2.0]],
     })  # fmt: skip
-    found = read_imatrix(path)
+    found = read_imatrix(path, 1 << 30)
     assert {name: list(values) for name, values in found.weights.items()} == {
         "a": [1.0, 2.0, 3.0], "e": [1.0, 2.0, 1.0, 1.0], "s": [1.0, 2.0, 3.0, 4.0],
     }  # fmt: skip
@@ -56,12 +56,12 @@ def test_the_gguf_format(tmp_path):
 
 def test_the_older_format(tmp_path):
     entries = {"a": (3, [1.0, 2.0]), "b": (0, [5.0])}
-    plain = read_imatrix(write_old(tmp_path / "plain.dat", entries))
+    plain = read_imatrix(write_old(tmp_path / "plain.dat", entries), 1 << 30)
     assert plain.weights["a"].tobytes() == (np.array([1, 2], "f4") / np.float32(3)).tobytes()
     assert list(plain.weights["b"]) == [5.0]
     assert [p.key for p in plain.key_values()] == ["quantize.imatrix.file", "quantize.imatrix.entries_count"]
     trailer = struct.pack("<ii", 9, 4) + b"data"
-    found = read_imatrix(write_old(tmp_path / "m.dat", entries, trailer))
+    found = read_imatrix(write_old(tmp_path / "m.dat", entries, trailer), 1 << 30)
     assert (found.dataset, found.chunks) == ("data", 9)
 
 
@@ -80,7 +80,7 @@ def test_a_wrong_older_file_is_refused(tmp_path, content, said):
     path = tmp_path / "m.dat"
     path.write_bytes(content)
     with pytest.raises(FormatError, match=said) as caught:
-        read_imatrix(path)
+        read_imatrix(path, 1 << 30)
     assert str(path) in str(caught.value)
 
 
@@ -95,7 +95,7 @@ def test_a_wrong_older_file_is_refused(tmp_path, content, said):
 )
 def test_a_wrong_gguf_file_is_refused(tmp_path, arrays, pairs, said):
     with pytest.raises(FormatError, match=said):
-        read_imatrix(write_new(tmp_path, arrays, pairs))
+        read_imatrix(write_new(tmp_path, arrays, pairs), 1 << 30)
 
 
 def test_it_must_fit_the_model(tmp_path):

@@ -9,6 +9,7 @@ from bench.sample.shapes import Shape
 from bench.sample.smollm2 import make_smollm2
 from streammerge.formats.gguf import GgufSource
 from tests.gguf.merging import make_models
+from tests.gguf.test_vocabulary_output import make_extended
 from tests.interop.llama_cpp_tools import convert, source_folder
 
 
@@ -55,3 +56,12 @@ def generated(request, tmp_path_factory):
     shape = Shape(layers=8, hidden=512, intermediate=1024, heads=8, kv_heads=2, vocab=512, tied=tied)
     base, agents = make_models(folder, shape)
     return Model(folder, base, agents, pre="llama-bpe")
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """An agent with two tokens more, in an embedding and a head that are padded to 576 rows."""
+    source_folder()
+    folder = tmp_path_factory.mktemp("extended")
+    shape = Shape(layers=2, hidden=512, intermediate=1024, heads=8, kv_heads=2, vocab=512, tied=False)
+    return Model(folder, *make_extended(folder, shape, rows=576), pre="llama-bpe")

@@ -82,3 +82,8 @@ def test_a_difference_is_seen(generated):
 def test_what_is_compared_is_a_merge(smollm2):
     base, merged = (smollm2.folder / name / "model.safetensors" for name in ("base", "merged"))
     assert base.read_bytes() != merged.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["Q4_K_M", "Q6_K", "BF16"])
+def test_added_tokens(extended, kind):
+    check(extended, kind, imatrix=kind == "Q4_K_M")
