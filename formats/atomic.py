@@ -165,15 +165,20 @@ def _move(source: Path, target: Path) -> None:
 
 
 class PresizedFile:
-    """A file of known size that is written in place, in any order, from any thread; ``existing`` if it is there."""
+    """A file of known size that is written in place, in any order, from any thread; ``existing`` if it is there.
+
+    The system tells only once that data did not reach the disk, and whoever asks next hears that all is well. So it is
+    remembered here: such a file cannot be synced any more, and nothing that it lost is taken for done.
+    """
 
     def __init__(self, path: Path, size: int, *, existing: bool = False) -> None:
         self.path = path
-        self._file = PooledFile(path, os.O_RDWR)
+        self._file = PooledFile(path, os.O_RDWR, leave=self._reach_the_disk)
         self._lock = threading.Lock()
         self._behind: deque[tuple[int, int]] = deque()
         self._waiting = 0
         self._is_new = True
+        self._is_lost = False
         try:
             if not existing:
                 path.touch(exist_ok=False)
@@ -214,7 +219,6 @@ class PresizedFile:
         if _sync_file_range is None:
             self._is_new = True
             return
-        _sync_file_range(descriptor, position, length, _START)
         with self._lock:
             self._is_new = True
             self._behind.append((position, length))
@@ -223,23 +227,36 @@ class PresizedFile:
             while self._waiting > _WRITE_BEHIND:
                 late.append(self._behind.popleft())
                 self._waiting -= late[-1][1]
-        for start, size in late:
-            _sync_file_range(descriptor, start, size, _START_AND_WAIT)
-            os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_DONTNEED)
+        try:
+            _sync_file_range(descriptor, position, length, _START)
+            for start, size in late:
+                _sync_file_range(descriptor, start, size, _START_AND_WAIT)
+                os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_DONTNEED)
+        except OSError:
+            self._is_lost = True
+            raise
 
     def sync(self) -> None:
         """Make the contents durable, if there is anything new."""
         with self._lock:
             is_new, self._is_new = self._is_new, False
-        if not is_new:
-            return
         try:
-            with self._file.use() as descriptor:
-                os.fsync(descriptor)
-                if _sync_file_range is not None:
-                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            if is_new:
+                with self._file.use() as descriptor:
+                    self._reach_the_disk(descriptor)
         except OSError as error:
             raise _unwritten(self.path, 0, error) from error
+        if self._is_lost:
+            raise OutputError(f"{self.path}: what was written did not reach the disk; check it")
+
+    def _reach_the_disk(self, descriptor: int) -> None:
+        try:
+            os.fsync(descriptor)
+            if _sync_file_range is not None:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError:
+            self._is_lost = True
+            raise
 
     def close(self) -> None:
         """Close the file."""

@@ -28,11 +28,15 @@ def _most_open() -> int:
 
 @dataclass(eq=False, slots=True)
 class PooledFile:
-    """A file that exists and is opened when it is used. ``check`` sees each newly opened descriptor. Thread-safe."""
+    """A file that exists and is opened when it is used. Thread-safe.
+
+    ``check`` sees each newly opened descriptor, ``leave`` one that is closed because others are wanted more.
+    """
 
     path: Path
     flags: int = os.O_RDONLY
     check: Callable[[int], None] = lambda descriptor: None
+    leave: Callable[[int], None] = lambda descriptor: None
     _descriptor: int = -1
     _users: int = 0
 
@@ -54,8 +58,7 @@ class PooledFile:
         for other in [file for file in _opened if file._users == 0]:
             if len(_opened) < _most_open():
                 break
-            if other.flags & os.O_RDWR:  # an error that nobody was told of may be forgotten once it is closed
-                os.fsync(other._descriptor)
+            other.leave(other._descriptor)
             other._close()
         descriptor = os.open(self.path, self.flags | _ALWAYS)
         try:

@@ -66,7 +66,11 @@ class PositionalReader:
         self._files = {file: PooledFile(file, check=partial(_check, file, stamp)) for file, stamp in files.items()}
         self._stamps = files
         self._seek = threading.Lock()
-        self.check()
+        try:
+            self.check()
+        except BaseException:
+            PositionalReader.close(self)
+            raise
 
     def check(self) -> None:
         """See ``Reader``."""

@@ -3,17 +3,31 @@
 >>> import streammerge
 >>> report = streammerge.merge("base", ["agent-a", "agent-b"], "merged", method="ram+", max_ram="8G")
 
-``merge``, ``plan`` and ``verify`` are what the command line calls; errors are in ``streammerge.errors``.
+``merge``, ``plan``, ``inspect`` and ``verify`` are what the command line calls; errors are in
+``streammerge.errors``.
 """
 
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "Recipe", "Report", "StreammergeError", "__version__", "merge", "plan", "verify"]
+__all__ = [
+    "Inspection",
+    "Plan",
+    "Recipe",
+    "Report",
+    "StreammergeError",
+    "__version__",
+    "inspect",
+    "merge",
+    "plan",
+    "verify",
+]
 
 if TYPE_CHECKING:
     from .api import merge, plan, verify
     from .errors import StreammergeError
+    from .inspection.result import Inspection
+    from .inspection.run import inspect
     from .planning import Plan
     from .recipe import Recipe
     from .report import Report
@@ -21,6 +35,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "merge": "api",
     "plan": "api",
+    "inspect": "inspection.run",
+    "Inspection": "inspection.result",
     "verify": "api",
     "StreammergeError": "errors",
     "Plan": "planning",

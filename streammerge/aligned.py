@@ -74,6 +74,11 @@ class _FilledReader:
     def release(self, tensor: TensorInfo, start: int, stop: int) -> None:
         """Nothing to give back: the bytes are in the caller's buffer."""
 
+    def check(self) -> None:
+        """See ``Reader``."""
+        self._own.check()
+        self._base.check()
+
     def close(self) -> None:
         """See ``Reader``."""
         self._own.close()

@@ -44,6 +44,7 @@ class Options(TypedDict, total=False):
     head: Head | None
     overwrite: bool
     resume: bool
+    report: StrPath | None
     quantize: str | None
     intermediate: Literal["auto", "bf16", "f16", "f32", "none"]
     imatrix: StrPath | None
@@ -62,6 +63,8 @@ def recipe_of(
     fields: dict[str, Any] = dict(options)
     if output is not None and not str(output):
         raise RecipeError("the output's name is empty; -o takes a folder, or a file that ends in .safetensors or .gguf")
+    if fields.get("report") is not None:
+        fields["report"] = Path(fields["report"])
     for size in ("max_ram", "max_shard_size"):
         if isinstance(fields.get(size), str):
             fields[size] = parse_size(fields[size])
@@ -163,6 +166,11 @@ def merge_recipe(
     from .kernels.load import load_cpu
     from .run import carry_out
 
+    if recipe.report is not None:
+        from .inspection import page
+        from .inspection.result import inspection_of
+
+        page.check(recipe.report)
     if recipe.output is None:
         raise RecipeError("no output given; add -o OUT, a folder or a file that ends in .safetensors or .gguf")
     planned = plan_recipe(recipe, listener)
@@ -172,4 +180,6 @@ def merge_recipe(
     for notice in planned.notices:
         listener(Notice(notice))
     outcome, shares = carry_out(planned, kernels, listener, stop or threading.Event())
+    if recipe.report is not None:
+        page.write(inspection_of(planned, outcome, time.perf_counter() - began), recipe.report)
     return Report(planned, outcome, time.perf_counter() - began, budget.peak(), shares)

@@ -1,14 +1,14 @@
 """The memory promise: *allowed*, *reserved*, *projected*, *peak* (see docs/design.md).
 
-    projected = reserved + fixed + tensor x (workers + 1) + workers x per_worker     <= allowed
+    projected = reserved + fixed + kept + tensor x (workers + 1) + workers x per_worker     <= allowed
     per_worker(chunk) = chunk x (input bytes of base and agents + output bytes)
                         + BLOCK x 4 x (agents + 2) + counters + 512 KiB
 
 ``reserved`` is measured before any data is touched (interpreter, Numba, compiled kernels, headers, GGUF metadata); all
 the rest is arithmetic on the plan. A GGUF output adds its bytes to those of a chunk and two pieces of BLOCK elements
 (or two rows) to a worker; its chunks are whole rows or heads, which a model's width sets. Nothing depends on the
-size of the model or of its largest tensor, except 8 bytes for each block of 65,536 elements where a method adds up
-floating-point sums.
+size of the model or of its largest tensor, except rows of integers that a method keeps for each block of 65,536
+elements, and ``kept``: numbers of every tensor, where these are asked for.
 """
 
 import re
@@ -71,11 +71,19 @@ class Demand:
     floats: int  # for each element of a block: base, agents and result in float32
     worker: int  # for each worker: counters of the measure passes, ends of windows, pieces that are quantized
     tensor: int  # for each tensor in flight, one more than workers: its sums and counters
+    numbers: int = 0  # for each block of a chunk: what it measured, where that is kept by block
+    kept: int = 0  # once: numbers of every tensor that are kept to the end
     grain: int = 1  # elements that must stay together in a chunk
+
+    @property
+    def block(self) -> int:
+        """Bytes that each block of a chunk takes."""
+        return BLOCK * (self.inputs + self.output) + self.numbers
 
     def per_worker(self, chunk: int) -> int:
         """Bytes of one worker that carries chunks of this many elements."""
-        return chunk * (self.inputs + self.output) + BLOCK * self.floats + self.worker + _THREAD
+        blocks = chunk // BLOCK
+        return blocks * self.block + BLOCK * self.floats + self.worker + _THREAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +101,18 @@ class Memory:
 def fit(demand: Demand, *, allowed: int, reserved: int, threads: int) -> Memory:
     """As many workers as asked, with chunks as large as the budget lets them be: first smaller chunks, then
     fewer workers. Raises BudgetError naming the least budget that would do."""
-    fixed = reserved + _FIXED + demand.tensor
+    fixed = reserved + _FIXED + demand.kept + demand.tensor
     fewest = -(-demand.grain // BLOCK)  # blocks of the smallest chunk
     smallest = fixed + demand.tensor + demand.per_worker(fewest * BLOCK)
     least = -(-smallest // (4 * MIB)) * 4 * MIB  # rounded up: reserved varies a little
     if smallest > allowed:
         raise BudgetError(
-            f"--max-ram {format_size(allowed)} is too small for this merge: it needs at least {format_size(least)} "
+            f"--max-ram {format_size(allowed)} is too small: it needs at least {format_size(least)} "
             f"({format_size(reserved)} reserved by the process, the rest for one worker); try --max-ram {least // MIB}M"
         )
     for workers in range(threads, 0, -1):
         room = (allowed - fixed) // workers - demand.tensor - demand.per_worker(0)
-        blocks = room // (BLOCK * (demand.inputs + demand.output))
+        blocks = room // demand.block
         if blocks >= fewest:
             break
     chunk = min(blocks * BLOCK, max(_LARGEST_CHUNK, fewest * BLOCK))

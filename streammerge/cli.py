@@ -102,6 +102,11 @@ def cli() -> None:
 
 @cli.command()
 @recipe_options
+@option(
+    "--report",
+    metavar="FILE",
+    help="Write a page like that of inspect, from what the merge reads anyway; needs plotly.",
+)
 @option("-q", "--quiet", is_flag=True, help="No progress and no summary; errors only.")
 def merge(quiet: bool, as_json: bool, save_recipe: str | None, **options: Any) -> None:
     """Merge BASE and AGENTs, checkpoints in safetensors, into OUT: safetensors, or GGUF (a name in .gguf, --quantize).
@@ -144,6 +149,42 @@ def plan(quiet: bool, as_json: bool, save_recipe: str | None, **options: Any) ->
     with saving(recipe, save_recipe):
         planned = plan_recipe(recipe, say)
     click.echo(planned.to_json() if as_json else plan_text(planned))
+
+
+@cli.command()
+@click.argument("base")
+@click.argument("agents", nargs=-1, required=True, metavar="AGENT...")
+@option("--max-ram", metavar="SIZE", help="Most memory the process may take.  [default: half of what is free]")
+@option("--threads", type=int, help="Worker threads.  [default: one for each processor]")
+@option(
+    "--io", type=click.Choice(["auto", "mmap", "pread"]), default="auto", show_default=True, help="How inputs are read."
+)
+@option("--exclude", multiple=True, metavar="REGEX", help="Tensors to leave out; may be repeated.")
+@option("--only", multiple=True, metavar="REGEX", help="Compare these tensors only; may be repeated.")
+@option(
+    "--epsilon",
+    type=float,
+    default=1e-5,
+    show_default=True,
+    help="A weight counts as changed if |agent - base| exceeds this.",
+)
+@option("--json", "as_json", is_flag=True, help="Print every number as JSON, by tensor, layer and module.")
+@option("--html", metavar="FILE", help="Write a page with heat maps by layer and module, for a browser; needs plotly.")
+@option("-q", "--quiet", is_flag=True, help="No progress and no table.")
+def inspect(quiet: bool, as_json: bool, html: str | None, **options: Any) -> None:
+    """Show what AGENTs changed in BASE: density, shared and unique weights, signs, angles; and what follows from it.
+
+    One reading, within --max-ram. Nothing is written but --html.
+    """
+    from .inspection import present
+    from .inspection.run import inspect as inspect_models
+    from .progress import display
+
+    outputs = present.Outputs(as_json=as_json, html=html, quiet=quiet)
+    stop = _stop_on_signals()
+    with display(quiet=quiet) as listener:
+        found = inspect_models(**options, listener=listener, stop=stop)
+    outputs.write(found)
 
 
 @cli.command()

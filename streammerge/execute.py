@@ -12,8 +12,8 @@ Not guaranteed: the order in which chunks are finished, and which of several err
 """
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,7 +22,7 @@ import numpy as np
 from . import checksum
 from .errors import Interrupted, NonFiniteError, OutputError
 from .events import Advanced, Listener, PassStarted
-from .formats.contract import Sink
+from .formats.contract import Bytes, Sink
 from .jobs import TensorJob
 from .kernels.contract import Kernels
 from .ledger import Ledger, Outcome
@@ -30,6 +30,20 @@ from .methods.base import Extent, Measure, State
 from .planning import Plan
 from .schedule import Running, Schedule, Task
 from .worker import Carried, Worker
+
+
+class NoSink:
+    """For passes that write nothing."""
+
+    def write(self, name: str, start: int, data: Bytes) -> None:
+        """See ``Sink``."""
+        raise AssertionError(name)
+
+    def sync(self) -> None:
+        """See ``Sink``."""
+
+    def close(self) -> None:
+        """See ``Sink``."""
 
 
 @dataclass
@@ -42,25 +56,40 @@ class _Execution:
     stop: threading.Event
 
     def run(self) -> Outcome:
+        with self._workers() as workers:
+            for name, values in (self.plan.gguf.constants if self.plan.gguf else {}).items():
+                raw = values.view(np.uint8).ravel()
+                self.sink.write(name, 0, raw)
+                self.ledger.add_constant(name, checksum.digest(raw.data))
+            state = self._measure_model(workers)
+            self._blend(workers, state)
+        self.ledger.total.state = state
+        return self.ledger.total
+
+    def measure_tensors(self) -> Outcome:
+        """The method's measure passes over every tensor that is counted, and no blend."""
+        jobs = [(n, job) for n, job in enumerate(self.plan.jobs) if job.action == "merge" and job.counted]
+        measures = self.plan.method.measures()
+        with self._workers() as workers:
+            self.listener(PassStarted(measures[0].title, self.plan.input_bytes(job for _, job in jobs)))
+            stage = [Running(number, job, measures, None) for number, job in jobs]
+            self._stage(workers, stage)
+        self.ledger.total.state = {running.job.name: running.state for running in stage}
+        return self.ledger.total
+
+    @contextmanager
+    def _workers(self) -> Iterator[list[Worker]]:
         plan, readers = self.plan, []
         with ExitStack() as stack:
             for model in (plan.base, *plan.agents):
                 readers.append(model.reader(plan.io))
                 stack.callback(readers[-1].close)
-            for name, values in (plan.gguf.constants if plan.gguf else {}).items():
-                raw = values.view(np.uint8).ravel()
-                self.sink.write(name, 0, raw)
-                self.ledger.add_constant(name, checksum.digest(raw.data))
-            workers = [Worker(plan, self.kernels, readers, self.sink) for _ in range(plan.memory.workers)]
             try:
-                state = self._measure_model(workers)
-                self._blend(workers, state)
+                yield [Worker(plan, self.kernels, readers, self.sink) for _ in range(plan.memory.workers)]
             except (OutputError, NonFiniteError):
                 for reader in readers:
                     reader.check()  # an input that was cut or rewritten meanwhile explains either
                 raise
-        self.ledger.total.state = state
-        return self.ledger.total
 
     def _measure_model(self, workers: Sequence[Worker]) -> State:
         """Measure passes over the whole model, each a stage of its own."""
@@ -83,7 +112,7 @@ class _Execution:
         return state
 
     def _measured(self, index: int, running: Running) -> None:
-        assert running.measured is not None
+        assert isinstance(running.measured, np.ndarray)
         self.ledger.add_measured(index, running.job.name, running.measured)
 
     def _blend(self, workers: Sequence[Worker], state: State) -> None:
@@ -91,7 +120,11 @@ class _Execution:
         stage = [Running(number, job, [*self._local(job), None], state) for number, job in left]
         reading = self.plan.input_bytes(running.job for running in stage for _ in running.passes)
         self.listener(PassStarted("merging", reading))
-        self._stage(workers, stage)
+        self._stage(workers, stage, self._blended)
+
+    def _blended(self, running: Running) -> None:
+        if isinstance(running.measured, np.ndarray) and self.plan.measuring(running.job, None) is not None:
+            self.ledger.total.observed[running.job.name] = running.measured
 
     def _local(self, job: TensorJob) -> tuple[Measure, ...]:
         """Measure passes over this tensor alone."""
@@ -165,3 +198,17 @@ def execute(
     Raises FormatError, OutputError, NonFiniteError, Interrupted.
     """
     return _Execution(plan, kernels, sink, ledger or Ledger(plan), listener, stop or threading.Event()).run()
+
+
+def measure_tensors(
+    plan: Plan,
+    kernels: Kernels,
+    listener: Listener = lambda event: None,
+    stop: threading.Event | None = None,
+) -> Outcome:
+    """Carry out the measure passes of a plan, tensor by tensor, and write nothing. ``state`` of the outcome: by the
+    name of the tensor what the last pass concluded.
+
+    Raises FormatError, NonFiniteError, Interrupted.
+    """
+    return _Execution(plan, kernels, NoSink(), Ledger(plan), listener, stop or threading.Event()).measure_tensors()

@@ -20,10 +20,12 @@ from .planning import Plan
 
 @dataclass
 class Outcome:
-    """What a run or a chunk found out. ``tally`` (agents, 2): changed and unique weights of counted tensors."""
+    """What a run or a chunk found out. ``tally`` (agents, 2): changed and unique weights of counted tensors;
+    ``observed``: of every tensor that was blended what was observed in it, for --report."""
 
     tally: NDArray[np.int64]
     state: State = None
+    observed: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     bytes_read: int = 0
     bytes_written: int = 0
     non_finite_inputs: int = 0

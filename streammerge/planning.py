@@ -23,11 +23,13 @@ from .formats.contract import OutputFile, OutputTensor, total_bytes
 from .formats.dtypes import DTYPES
 from .formats.reading import WINDOW_GRAIN
 from .formats.safetensors import SINGLE, index_json, layout
+from .inspection.observing import DEFAULT_EPSILON, Columns, Observe
 from .jobs import TensorJob
 from .kernels.contract import BLOCK
 from .matching import check_distinct, check_something_is_merged, match
 from .methods.base import Measure, Method
 from .recipe import DEFAULT_SHARD, Recipe
+from .tree import rows_waiting
 from .varying import general_method, idle_filters, methods_by_tensor, plain, settled
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 # What quantizing takes beside the chunk and the pieces: an encoder's own scratch, and the largest small tensor.
 QUANTIZING = 1 << 20
+# What keeping the numbers of a tensor takes beside them and a copy: Python's own objects, rounded up.
+KEPT = 1024
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,16 @@ class Plan:
         """Size of the weights that are written."""
         return total_bytes(self.files)
 
+    @cached_property
+    def observer(self) -> Observe | None:
+        """What the blend gathers for ``--report``, from what it reads anyway."""
+        return None if self.recipe.report is None else _observer(self.method, len(self.agents))
+
+    def measuring(self, job: TensorJob, measure: Measure | None) -> Measure | None:
+        """What is measured in a pass: in the blend (None) of a counted tensor what is observed, if anything."""
+        observed = measure is None and job.action == "merge" and job.counted
+        return self.observer if observed else measure
+
     def step(self, job: TensorJob, measure: Measure | None = None) -> int:
         """Elements of a chunk of this job, in a measure pass or (None) the blend.
 
@@ -162,21 +176,30 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, notify: Callable[[str], None] = lambda text: None, *, reserved: int | None = None
+    recipe: Recipe,
+    notify: Callable[[str], None] = lambda text: None,
+    *,
+    reserved: int | None = None,
+    method: Method | None = None,
 ) -> Plan:
     """Decide everything about a merge from headers. ``reserved`` (bytes) is measured if not given, after the kernels
-    that quantize have been loaded; ``notify`` is told if they have to be compiled first.
+    that quantize have been loaded; ``notify`` is told if they have to be compiled first. ``method`` takes the place of
+    the recipe's.
 
     Raises FormatError, MismatchError, RecipeError, OutputError, BudgetError.
     """
-    method = general_method(recipe.method, recipe.parameters, len(recipe.agents))
+    given, method = method, method or general_method(recipe.method, recipe.parameters, len(recipe.agents))
     base = open_checkpoint(recipe.base)
     agents = tuple(open_checkpoint(path) for path in recipe.agents)
     check_distinct(base, agents, method)
     matched = match(recipe, base, agents)
     base, agents, jobs, notices = matched.base, matched.agents, matched.jobs, matched.notices
     merged = [job.name for job in jobs if job.action == "merge"]
-    methods = methods_by_tensor(recipe.method, recipe.parameters, recipe.agents, base.tensors, merged)
+    methods = (
+        methods_by_tensor(recipe.method, recipe.parameters, recipe.agents, base.tensors, merged)
+        if given is None
+        else dict.fromkeys(merged, given)
+    )
     gguf: GgufOutput | None = None
     if recipe.gguf is not None:
         from .gguf.output import plan_gguf
@@ -191,8 +214,11 @@ def make_plan(
     # Positional reads by default: their memory is known exactly, and a failing disk is an error, not a signal.
     io: Literal["mmap", "pread"] = "mmap" if recipe.io == "mmap" else "pread"
     threads = recipe.threads or processors()
+    measures = [measure for of_some in set(methods.values()) for measure in of_some.measures()]
+    if recipe.report is not None:
+        measures.append(_observer(method, len(agents)))
     memory = budget.fit(
-        _demand(set(methods.values()), base, agents, jobs, mapped=io == "mmap"),
+        _demand(measures, base, agents, jobs, mapped=io == "mmap"),
         allowed=budget.allowed(recipe.max_ram),
         reserved=budget.peak() if reserved is None else reserved,
         threads=threads,
@@ -286,6 +312,10 @@ def in_the_way(plan: Plan) -> list[Path]:
 # --- what it needs ---------------------------------------------------------------------------------------------------
 
 
+def _observer(method: Method, agents: int) -> Observe:
+    return Observe(Columns(agents), getattr(method, "epsilon", DEFAULT_EPSILON))
+
+
 def input_widths(base: Checkpoint, agents: Sequence[Checkpoint], jobs: Sequence[TensorJob]) -> list[int]:
     """Bytes of the widest element that is read from the base and from each agent."""
     models = (base, *agents)
@@ -302,7 +332,7 @@ def output_width(jobs: Sequence[TensorJob]) -> int:
 
 
 def _demand(
-    methods: Iterable[Method],
+    measures: Iterable[Measure],
     base: Checkpoint,
     agents: Sequence[Checkpoint],
     jobs: Sequence[TensorJob],
@@ -310,13 +340,18 @@ def _demand(
     mapped: bool,
 ) -> Demand:
     merged = [job for job in jobs if job.action == "merge"]
-    counters, rows = 0, 0
+    counters, rows, numbers, kept = 0, 0, 0, 0
     # a chunk of whole grains is longer than half a block, and its last block may be a short one
     blocks = max(-(-(1 + (job.grain > 1)) * job.elements // BLOCK) for job in merged)
-    for measure in (measure for method in methods for measure in method.measures()):
+    for measure in measures:
         size = 8 * prod(measure.shape(len(agents)))
         counters = max(counters, size) if measure.kind == "counts" else counters
-        rows = max(rows, size * blocks) if measure.kind != "counts" else rows
+        if measure.kind == "sums":
+            rows = max(rows, size * rows_waiting(blocks))
+            numbers = max(numbers, size)
+        elif measure.kind == "blocks":
+            rows = max(rows, 3 * size * blocks)
+        kept += len(merged) * (2 * size + KEPT) if measure.keeps else 0
     inputs = sum(input_widths(base, agents, jobs))
     edges = 0
     if mapped:  # the ends of a window are rounded out; tensors that are not aligned are copied as well
@@ -329,7 +364,9 @@ def _demand(
         output=output_width(jobs) + quantized_width(jobs),
         floats=4 * (len(agents) + 2),
         worker=counters + edges + 2 * 4 * piece_size(jobs) + (QUANTIZING if piece_size(jobs) else 0),
-        tensor=2 * counters + 3 * rows,
+        tensor=2 * counters + rows,
+        numbers=numbers,
+        kept=kept,
         grain=max(min(job.segment, job.elements) for job in jobs),
     )
 

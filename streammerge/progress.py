@@ -170,8 +170,9 @@ class LiveBar(Silence):
 
 def _planned(event: Planned) -> str:
     plan, memory = event.plan, event.plan.memory
+    writing = f"{format_size(plan.bytes_to_write)} to write; " if plan.output is not None else ""
     return (
         f"{plan.method.name}: base and {len(plan.agents)} agents, {len(plan.tensor_names)} tensors, "
-        f"{format_size(plan.bytes_to_write)} to write; {memory.workers} threads, "
+        f"{writing}{memory.workers} threads, "
         f"{format_size(memory.projected)} of {format_size(memory.allowed)} memory projected"
     )

@@ -48,7 +48,8 @@ class Recipe:
     of what is free, ``threads`` None every processor, ``max_shard_size`` None what is usual for the format, 0 one file.
     ``parameters`` are the method's: one value, a tuple of one for each agent, or ``ByTensor`` in their place.
     ``head`` says which way to go where some models tie their head to the embedding and others do not.
-    ``gguf`` is None where the output is safetensors; ``notices`` are what is to be said about what was asked."""
+    ``gguf`` is None where the output is safetensors; ``report`` is a page to write about what the agents changed;
+    ``notices`` are what is to be said about what was asked."""
 
     base: Path
     agents: tuple[Path, ...]
@@ -67,6 +68,7 @@ class Recipe:
     head: Head | None = None
     overwrite: bool = False
     resume: bool = False
+    report: Path | None = None
     gguf: GgufOptions | None = None
     notices: tuple[str, ...] = field(default=(), compare=False)
 
@@ -78,6 +80,11 @@ class Recipe:
             raise RecipeError(f"--head {self.head!r} is not known; it is one of {', '.join(get_args(Head))}")
         if self.threads is not None and self.threads < 1:
             raise RecipeError(f"--threads must be at least 1, found {self.threads}")
+        if self.report is not None and self.resume:
+            raise RecipeError(
+                "--report shows what the merge itself reads, and --resume does not read again what is done; "
+                "leave one out (streammerge inspect makes the same page)"
+            )
         for pattern in (*self.exclude, *self.only):
             compile_pattern(pattern)
         if self.dtype is not None:

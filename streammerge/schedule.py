@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from .jobs import TensorJob
 from .methods.base import Extent, Measure, State
 from .planning import Plan
+from .tree import Tree
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Running:
     state: State
     position: int = 0
     left: int = 0
-    measured: NDArray[Any] | None = None
+    measured: NDArray[Any] | Tree | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,12 @@ class Schedule:
         if running.position == 0 and running.left == 0:
             self._unfinished += 1
         running.left = len(tasks)
-        measure = running.passes[running.position]
+        step = running.passes[running.position]
+        measure = self._plan.measuring(running.job, step)
         if measure is not None:
-            running.measured = storage(measure, self._plan.blocks(running.job, measure), len(self._plan.agents))
+            blocks = self._plan.blocks(running.job, step)
+            sums = measure.kind == "sums"
+            running.measured = Tree(measure.combine) if sums else storage(measure, blocks, len(self._plan.agents))
         self._ready.extendleft(reversed(tasks))
 
     def _tasks(self, running: Running) -> list[Task]:
@@ -117,6 +121,10 @@ class Schedule:
 
     def _collect(self, task: Task, numbers: NDArray[Any]) -> None:
         measured, measure = task.running.measured, task.running.passes[task.running.position]
+        if isinstance(measured, Tree):
+            for number, row in enumerate(numbers, task.first_block):
+                measured.add(number, row)
+            return
         assert measured is not None and measure is not None
         if measure.kind == "counts":
             measured += numbers
@@ -125,9 +133,10 @@ class Schedule:
 
     def _conclude(self, running: Running) -> None:
         measure = running.passes[running.position]
+        if isinstance(running.measured, Tree):
+            running.measured = running.measured.total()
         if measure is not None:
             assert running.measured is not None
-            running.measured = _add_up(measure, running.measured)
             if self._plan.method.scope == "tensor":
                 extent = Extent(running.job.name, running.job.elements, len(self._plan.agents))
                 running.state = measure.conclude(running.state, running.measured, extent)
@@ -151,8 +160,3 @@ def storage(measure: Measure, blocks: int, agents: int) -> NDArray[Any]:
     if measure.kind == "counts":
         return np.zeros(shape, np.int64)
     return np.zeros((blocks, *shape), np.float64 if measure.kind == "sums" else np.int64)
-
-
-def _add_up(measure: Measure, measured: NDArray[Any]) -> NDArray[Any]:
-    """Float sums of the blocks in index order; counts and rows of blocks as they are."""
-    return np.add.accumulate(measured, axis=0)[-1] if measure.kind == "sums" else measured

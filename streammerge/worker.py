@@ -103,12 +103,13 @@ class Worker:
         raws = [self._read(model, job.name, task.start, task.stop) for model in models]
         began = time.perf_counter()
         measure = running.passes[running.position]
+        measuring = plan.measuring(job, measure)
         blocks = -(-(task.stop - task.start) // BLOCK)
-        numbers = None if measure is None else storage(measure, blocks, len(plan.agents))
+        numbers = None if measuring is None else storage(measuring, blocks, len(plan.agents))
         for offset in range(0, task.stop - task.start, BLOCK):
             count = min(BLOCK, task.stop - task.start - offset)
             if measure is None:
-                self._blend(task, raws, offset, count)
+                self._blend(task, raws, offset, count, None if numbers is None else numbers[offset // BLOCK])
             else:
                 assert numbers is not None
                 target = numbers if measure.kind == "counts" else numbers[offset // BLOCK]
@@ -120,10 +121,11 @@ class Worker:
         self._release(models, job.name, task.start, task.stop)
         return numbers
 
-    def _blend(self, task: Task, raws: Sequence[Bytes], offset: int, count: int) -> None:
-        """One block of the result, encoded into its place among the packed bytes of the chunk."""
+    def _blend(self, task: Task, raws: Sequence[Bytes], offset: int, count: int, row: NDArray[Any] | None) -> None:
+        """One block of the result, encoded into its place among the packed bytes of the chunk. It is observed into
+        ``row``, if there is one, before the method makes its own use of it."""
         running, job, method = task.running, task.running.job, self._plan.method_of(task.running.job)
-        block = self._stored(task, raws, offset, count)
+        block = self._stored(task, raws, offset, count) if row is None else None
         if block is not None:
             before = self._found.tally.copy()
             stored = Stored()
@@ -132,6 +134,8 @@ class Worker:
                 return
             self._found.tally[:] = before  # over float32 once more, where what is not finite is counted and named
         block = self._decode(task, raws, offset, count)
+        if row is not None and self._plan.observer is not None:
+            self._plan.observer.block(self._kernels, block, None, row)
         method.blend(self._kernels, block, running.state)
         self._encode(job, block, raws[0], offset)
 

@@ -131,18 +131,20 @@ def test_the_first_run_says_that_it_compiles_and_the_second_need_not(tiny, tmp_p
 
 
 def test_the_public_names_are_what_is_promised():
-    assert set(streammerge.__all__) == {
+    assert streammerge.__all__ == [
+        "Inspection",
         "Plan",
         "Recipe",
         "Report",
         "StreammergeError",
         "__version__",
+        "inspect",
         "merge",
         "plan",
         "verify",
-    }
+    ]
     assert all(hasattr(streammerge, name) for name in streammerge.__all__)
-    assert callable(streammerge.plan) and callable(streammerge.merge)
+    assert all(callable(f) for f in (streammerge.plan, streammerge.merge, streammerge.inspect))
     with pytest.raises(AttributeError):
         _ = streammerge.absent
     assert CliRunner().invoke(cli, ["--version"]).output.strip() == streammerge.__version__

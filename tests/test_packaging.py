@@ -34,7 +34,7 @@ def modules(package):
 def test_the_wheel_holds_streammerge_and_nothing_else(built):
     names = set(zipfile.ZipFile(built[0]).namelist())
     code = {name for name in names if ".dist-info/" not in name}
-    data = {"streammerge/py.typed", "streammerge/gguf/pretokenizers.json"}
+    data = {"streammerge/py.typed", "streammerge/gguf/pretokenizers.json", "streammerge/inspection/page.html"}
     assert code == modules("streammerge") | {f"streammerge/{name}" for name in modules("formats")} | data
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

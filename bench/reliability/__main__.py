@@ -22,11 +22,10 @@ def faults(work: Path | None) -> None:
 
     compile_kernels()
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        rows = [
-            (row.name, row.how, row.ended.said, str(row.ended.code), row.left, row.resumed)
-            for row in provoke_all(Path(folder).resolve())
-        ]
-    _print(("fault", "provoked by", "message", "exit code", "left", "resumed to the same bytes"), rows)
+        _print(
+            ("fault", "provoked by", "message", "exit code", "left", "resumed to the same bytes"),
+            (row.cells() for row in provoke_all(Path(folder).resolve())),
+        )
 
 
 @main.command()
@@ -39,11 +38,14 @@ def memory(data: Path, budget: str) -> None:
 
     compile_kernels()
     with tempfile.TemporaryDirectory(dir=data.parent) as work:
-        rows = [row.cells() for row in measure(data, Path(work), budget)]
-    _print(("method", "output", "io", "inputs", "peak of the process", "most charged", "limit", "s", "s without"), rows)
+        _print(
+            ("method", "output", "io", "inputs", "peak of the process", "most charged", "limit", "s", "s without"),
+            (row.cells() for row in measure(data, Path(work), budget)),
+        )
 
 
 def _print(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table, row by row as they come."""
     click.echo("| " + " | ".join(names) + " |\n|" + "---|" * len(names))
     for row in rows:
         click.echo("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")

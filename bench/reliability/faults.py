@@ -34,6 +34,10 @@ class Row:
     left: str
     resumed: str
 
+    def cells(self) -> tuple[str, ...]:
+        """As texts."""
+        return (self.name, self.how, self.ended.said, str(self.ended.code), self.left, self.resumed)
+
 
 FAULTS: dict[str, Callable[[Stage], Ended]] = {}
 """By name; the docstring says how it is provoked."""
@@ -262,5 +266,5 @@ def _row(stage: Stage, name: str, how: str, ended: Ended, wanted: str) -> Row:
     left = stage.left()
     began = left.endswith(".partial")
     again = stage.end(stage.start(*(["--resume"] if began else [])))
-    same = again.code == 0 and stage.digest() == wanted
-    return Row(name, how, ended, left, ("yes" if same else f"no: {again.said}") + ("" if began else " (begun anew)"))
+    same = "yes" if again.code == 0 and stage.digest() == wanted else f"no: {again.said}"
+    return Row(name, how, ended, left, same if began else f"{same} (begun anew)")

@@ -19,6 +19,9 @@ BLOCK = 65_536
 # Blocks of bfloat16 as stored have at most this many agents: as many as fit in the registers of a processor.
 MAX_STORED_AGENTS = 4
 
+# Of each run of 8,192 elements the first 32 are looked at for repetitions: as many as quantized formats scale together.
+SAMPLE, SAMPLED_RUN = 32, 8_192
+
 # An array of the backend: numpy.ndarray on the CPU, torch.Tensor on CUDA.
 Array = Any
 Scalar = float | np.float32
@@ -123,4 +126,28 @@ class Kernels(Protocol):
 
     def scale_rows(self, rows: Array, factors: Array) -> None:
         """rows[i] *= float32(factors[i]), in place; a factor of 1 is skipped."""
+        ...
+
+    def observe(
+        self,
+        base: Array,
+        agents: Array,
+        epsilon: Scalar,
+        whole: Array,
+        by_count: Array,
+        by_agent: Array,
+        by_pair: Array,
+    ) -> None:
+        """Everything about a block in one go; all are float64 and added to. d_i = x[i] - base in float32, changed_i as
+        in ``count_changes``. Sums of products are of float64: tiles of 1,024 elements, the last one filled up with
+        zeros, are folded in half until one number is left (p[j] += p[j + 512], p[j] += p[j + 256] ...), which is
+        added up tile by tile.
+
+        ``whole`` (3): base.base; for each run of SAMPLED_RUN elements that has a whole sample, SAMPLE, and how many of
+        its first SAMPLE values repeat an earlier one of these in the base (zeros do not count).
+        ``by_count`` (agents + 1): elements that exactly k agents changed.
+        ``by_agent`` (agents x 6): changed; changed by no other; |d_i| > float32(1e-5); d_i.d_i; the largest |d_i|
+        (not added: the larger stays); repeated values of x[i], as of the base.
+        ``by_pair`` (agents x (agents - 1) / 2 x 3, in the order 01 02 .. 12 ..): changed by both; of these with
+        the same sign; d_i.d_k."""
         ...

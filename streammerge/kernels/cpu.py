@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..formats.jit import inline, jit
+from . import sums
 
 Scalar = float | np.float32
 Row = NDArray[np.float32]  # (elements,)
@@ -23,7 +24,6 @@ Words = NDArray[np.uint64]
 _TILE = 1024  # elements; three float32 tiles of scratch and the inputs' share of the first-level cache
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
-_LANES = 8
 
 
 @inline
@@ -368,47 +368,6 @@ def _keep_random(rows: Rows, density: Sums, keys: Words, start: int) -> None:
                 rows[i, j] = _ZERO
 
 
-@inline
-def _add_lanes(lanes: Sums) -> float:
-    total = 0.0
-    for lane in range(_LANES):
-        total += lanes[lane]
-    return total
-
-
-@jit("void(float32[:, ::1], float64[::1])")
-def _sums_of_magnitudes(rows: Rows, sums: Sums) -> None:
-    for i in range(rows.shape[0]):
-        lanes = np.zeros(_LANES, np.float64)
-        row = rows[i]
-        whole = row.size - row.size % _LANES
-        for begin in range(0, whole, _LANES):
-            for lane in range(_LANES):
-                lanes[lane] += np.float64(abs(row[begin + lane]))
-        for j in range(whole, row.size):
-            lanes[j - whole] += np.float64(abs(row[j]))
-        sums[i] = _add_lanes(lanes)
-
-
-@inline
-def _inner_product(x: Row, y: Row) -> float:
-    lanes = np.zeros(_LANES, np.float64)
-    whole = x.size - x.size % _LANES
-    for begin in range(0, whole, _LANES):
-        for lane in range(_LANES):
-            lanes[lane] += np.float64(x[begin + lane]) * np.float64(y[begin + lane])
-    for j in range(whole, x.size):
-        lanes[j - whole] += np.float64(x[j]) * np.float64(y[j])
-    return _add_lanes(lanes)
-
-
-@jit("void(float32[::1], float32[::1], float64[::1])")
-def _inner_products(x: Row, y: Row, sums: Sums) -> None:
-    sums[0] = _inner_product(x, x)
-    sums[1] = _inner_product(x, y)
-    sums[2] = _inner_product(y, y)
-
-
 @jit("void(float32[:, ::1], float64[::1])")
 def _scale_rows(rows: Rows, factors: Sums) -> None:
     for i in range(rows.shape[0]):
@@ -435,6 +394,7 @@ class CPU:
     count_equal = staticmethod(_count_equal)
     keep_largest = staticmethod(_keep_largest)
     keep_random = staticmethod(_keep_random)
-    sums_of_magnitudes = staticmethod(_sums_of_magnitudes)
-    inner_products = staticmethod(_inner_products)
+    sums_of_magnitudes = staticmethod(sums.sums_of_magnitudes)
+    inner_products = staticmethod(sums.inner_products)
     scale_rows = staticmethod(_scale_rows)
+    observe = staticmethod(sums.observe)

@@ -35,11 +35,13 @@ class Measure:
     """One reading of the inputs that yields numbers.
 
     ``kind`` says how blocks come together: ``counts`` are integers, added up in any order; ``sums`` are float64,
-    one row a block, added in block order; ``blocks`` keeps an integer row for each block.
+    one row a block, put together by ``combine`` along a fixed tree; ``blocks`` keeps an integer row for each block.
+    ``keeps``: whether what is known of every tensor is kept to the end of the run.
     """
 
     title: ClassVar[str]
     kind: ClassVar[Literal["counts", "sums", "blocks"]] = "counts"
+    keeps: ClassVar[bool] = False
 
     def shape(self, agents: int) -> tuple[int, ...]:
         """Shape of what ``block`` fills."""
@@ -52,6 +54,11 @@ class Measure:
     def block(self, kernels: Kernels, block: Block, state: State, out: NDArray[Any]) -> None:
         """Add one block's numbers to ``out`` (zero at first; int64, or float64 for ``sums``)."""
         raise AssertionError
+
+    def combine(self, one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+        """What two neighbouring blocks measured, together: a commutative function. For ``sums``."""
+        together: NDArray[Any] = one + other
+        return together
 
     def conclude(self, state: State, measured: NDArray[Any], extent: Extent) -> State:
         """What is known after the pass. ``measured`` has ``shape``, with a leading block axis for ``blocks``."""

@@ -102,7 +102,8 @@ def test_space_that_was_promised_and_is_not_there(models, thin):
 
 
 def test_data_that_were_lost_on_the_way_to_the_disk(models, thin, monkeypatch):
-    """The error is told once, to whoever waits first. That is sync_file_range, and fsync finds nothing to say."""
+    """The error is told once, to whoever waits first. That is sync_file_range, and fsync finds nothing to say: neither
+    this run nor one that resumes it may take what was lost for written."""
     place, real = thin
     monkeypatch.setattr(atomic, "_WRITE_BEHIND", MIB)
     written = 0
@@ -116,6 +117,25 @@ def test_data_that_were_lost_on_the_way_to_the_disk(models, thin, monkeypatch):
     with pytest.raises(OutputError, match=_LOST):
         merge(models, place / "out", listener=mend, threads=1)
     check_nothing_final(place / "out")
+    subprocess.run(["mount", "-o", "remount,size=100m", real], check=True)
+    if (place / "out.partial").exists():
+        check_resumed(place, models.paths, "-m", "ram")
+
+
+def test_a_file_that_lost_data_stays_lost(tmp_path, monkeypatch):
+    file, fsync, failed = atomic.PresizedFile(tmp_path / "file", 8), os.fsync, []
+
+    def fail_once(descriptor):
+        if not failed:
+            failed.append(descriptor)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_once)
+    for said in ("cannot be written: Input/output error; check the disk", "did not reach the disk", "did not reach"):
+        with pytest.raises(OutputError, match=said):
+            file.sync()
+    file.close()
 
 
 def test_a_quota_is_named(models, tmp_path, monkeypatch):
