@@ -46,12 +46,22 @@ def open_input(path: Path) -> BinaryIO:
         raise _unreadable(path, error) from error
 
 
+def check_size(path: Path, most: int) -> None:
+    """Raise FormatError if it is no regular file, or has more than ``most`` bytes: reading a hole takes for ever, too."""
+    with open_input(path) as file:
+        _check_size(path, file, most)
+
+
+def _check_size(path: Path, file: BinaryIO, most: int) -> None:
+    size = os.fstat(file.fileno()).st_size
+    if size > most:
+        raise FormatError(f"{path}: is {size} bytes long, more than the {most} that such a file may have")
+
+
 def read_input(path: Path, most: int = MAX_JSON) -> bytes:
     """A whole file of at most ``most`` bytes. Raises FormatError."""
     with open_input(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > most:
-            raise FormatError(f"{path}: is {size} bytes long, more than the {most} that such a file may have")
+        _check_size(path, file, most)
         try:
             return file.read(most)
         except OSError as error:

@@ -8,7 +8,8 @@ from pathlib import Path
 from .checkpoint import Checkpoint
 from .checksum import of_file
 from .errors import FormatError, MismatchError
-from .tokens import Comparison, Conflict, Runs, compare_tokenizers
+from .formats.inputs import check_size
+from .tokens import LARGEST, Comparison, Conflict, Runs, compare_tokenizers
 
 TOKENIZER = "tokenizer.json"
 
@@ -25,6 +26,8 @@ def ids_of(models: Sequence[Checkpoint], counts: Sequence[int]) -> tuple[list[Ru
     resized = len(set(counts)) > 1
     if resized:
         _check_told(models, counts, files)
+    for file in files.values():
+        check_size(file, LARGEST)
     digests = {k: of_file(file) for k, file in files.items()}
     first = {digest: files[k] for k, digest in reversed(digests.items())}  # one file for each content
     different = [files[k] for k, digest in digests.items() if first[digest] == files[k]]

@@ -18,7 +18,7 @@ from streammerge.formats.inputs import read_json
 
 Runs = tuple[tuple[int, int], ...]  # ids as (first, one past the last), rising
 
-_LARGEST, _MOST_VALUES = 64 << 20, 4_000_000  # bytes and JSON values of a tokenizer.json
+LARGEST, _MOST_VALUES = 64 << 20, 4_000_000  # bytes and JSON values of a tokenizer.json
 # Beside ids, what decides how a text is cut into tokens.
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
@@ -66,7 +66,7 @@ def _compare(files: Sequence[Path]) -> dict[str, Any]:
     known: dict[int, tuple[int, str]] = {}  # id to the number of the first file that has it, and its token
     ids, parts, conflict = [], [], None
     for number, file in enumerate(files):
-        tokenizer = read_json(file, _LARGEST, _MOST_VALUES)
+        tokenizer = read_json(file, LARGEST, _MOST_VALUES)
         tokens = _tokens(file, tokenizer)
         ids.append(list(_runs(sorted(tokens))))
         parts.append(_digests(tokenizer))

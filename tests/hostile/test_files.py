@@ -212,6 +212,12 @@ def test_a_file_without_an_end_is_not_read(tmp_path):
         read_imatrix(tmp_path / "config.json", 1 << 30)
 
 
+def test_a_tokenizer_without_an_end_is_not_hashed(llama, tmp_path):
+    base, agent = llama
+    os.truncate(base / "tokenizer.json", 2**40)
+    refused("tokenizer.json: is 1099511627776 bytes long, more than the 67108864", base, agent, tmp_path / "out")
+
+
 # --- what is copied --------------------------------------------------------------------------------------------------
 
 
