@@ -33,6 +33,7 @@ MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 MAX_HEADER = 64 << 20  # bytes
 MAX_TENSORS = 150_000
 MAX_PAIRS = 65_536  # key-values
+MAX_KEY = 65_535  # bytes of a key: GGUF's own limit
 MAX_ARRAY = 2_000_000  # elements of one value
 MAX_STEPS = 4_000_000  # numbers and texts, one by one
 _MAGIC, _VERSION = b"GGUF", 3
@@ -246,8 +247,11 @@ class _Cursor:
         return int.from_bytes(self.take(size), "little")
 
     def text(self) -> str:
-        """A string."""
-        return self.take(self.number(8)).decode("utf-8", "surrogateescape")
+        """A key or a name."""
+        length = self.number(8)
+        if length > MAX_KEY:
+            raise self.wrong(f"a key or name at byte {self.position} has {length} bytes, at most {MAX_KEY} are read")
+        return self.take(length).decode("utf-8", "surrogateescape")
 
     def since(self, start: int) -> bytes:
         """The bytes from ``start`` to here."""

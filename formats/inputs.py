@@ -47,7 +47,7 @@ def open_input(path: Path) -> BinaryIO:
 
 
 def check_size(path: Path, most: int) -> None:
-    """Raise FormatError if it is no regular file, or has more than ``most`` bytes: reading a hole takes for ever, too."""
+    """Raise FormatError if it is no regular file or longer than ``most`` bytes: reading a hole takes for ever, too."""
     with open_input(path) as file:
         _check_size(path, file, most)
 

@@ -159,6 +159,15 @@ def test_counts_in_a_gguf_file_are_not_believed_because_a_hole_is_large_enough(t
     assert budget.peak() - before < 100 << 20
 
 
+def test_a_long_key_of_a_gguf_file_is_not_read(tmp_path):
+    """Shown in an error, a key of 60 MB took another 240 MB."""
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 60 << 20))
+    os.truncate(path, 2**40)
+    with pytest.raises(FormatError, match="has 62914560 bytes, at most 65535 are read"):
+        GgufSource(path)
+
+
 def test_an_importance_matrix_of_many_empty_entries(tmp_path):
     (tmp_path / "i.dat").write_bytes(struct.pack("<i", 2**31 - 1) + bytes(1 << 20))
     with pytest.raises(FormatError, match="2147483647 entries, at most 150000"):
