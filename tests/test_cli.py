@@ -37,7 +37,7 @@ def test_merge_is_what_is_meant_without_a_command(tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/model.safetensors").exists()
     assert "peak" in done.stdout and "agent-1: changed" in done.stdout
-    assert "counting changed weights" in done.stderr and "\r" not in done.stderr
+    assert "merging: " in done.stderr and "\r" not in done.stderr
     assert run(*models(tiny), "-o", tmp_path / "quiet", "--quiet").stdout == ""
 
 

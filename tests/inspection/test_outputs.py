@@ -37,7 +37,7 @@ def flat(paths):
 
 @pytest.fixture(scope="module")
 def found(tiny):
-    return streammerge.inspect(tiny / "base", [tiny / f"agent-{i}" for i in range(3)], max_ram="1G")
+    return streammerge.inspect(tiny / "base", [tiny / f"agent-{i}" for i in range(3)], max_ram="8G")
 
 
 def shown(found, columns):
