@@ -8,7 +8,7 @@
 the rest is arithmetic on the plan. A GGUF output adds its bytes to those of a chunk and two pieces of BLOCK elements
 (or two rows) to a worker; its chunks are whole rows or heads, which a model's width sets. Nothing depends on the
 size of the model or of its largest tensor, except rows of integers that a method keeps for each block of 65,536
-elements, and ``kept``: numbers of every tensor, where these are asked for.
+elements, and ``kept``: the entry of every tensor in ledger and manifest, and its numbers where these are asked for.
 """
 
 import re

@@ -55,7 +55,8 @@ def sample_of_file(path: Path, head: int) -> str:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            whole.update(file.read(head))
+            for start in range(0, min(head, size), _READ):
+                whole.update(file.read(min(_READ, head - start)))
             for number in range(1, _PIECES + 1):
                 file.seek(head + max(size - head - _PIECE, 0) * number // _PIECES)
                 whole.update(file.read(_PIECE))

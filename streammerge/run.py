@@ -65,7 +65,7 @@ def _take_over(plan: Plan, staging: Staging, facts: Facts, listener: Listener) -
     known = statistics.load(plan, facts)
     records = read_journal(folder)
     begun = next(records, None)
-    ledger = Ledger(plan, known)
+    ledger, kept = Ledger(plan, known), list[str]()
     if begun is not None and (recipe.resume or not recipe.overwrite):
         staging.keep = True
         difference = first_difference(facts, begun["run"])
@@ -78,13 +78,14 @@ def _take_over(plan: Plan, staging: Staging, facts: Facts, listener: Listener) -
         if difference is not None:
             raise UnfinishedError(f"{folder}: cannot be resumed: {difference}; to start anew: --overwrite")
         ledger = Ledger(plan, chain(known, records))
+        kept = [JOURNAL, *(file.name for file in plan.files if ledger.share)]
     if ledger.share:
         listener(Notice(f"{folder}: {ledger.share:.0%} of the output is there; going on"))
     elif recipe.resume:
         listener(Notice(f"{folder}: holds nothing to resume; starting from the beginning"))
     if known:
         listener(Notice("what the agents changed was measured before, with the same inputs: not measured again"))
-    staging.clear([JOURNAL, *(file.name for file in plan.files)] if ledger.share else ())
+    staging.clear(kept)
     return ledger
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bench.sample.generate import SHAPES, Shape, make_agent, make_base
+from tests.conftest import save_tensors
 from tests.gguf.checkpoints import tokenizer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs wait4 to ask the operating system")
@@ -142,6 +143,19 @@ def test_the_least_budget_does(wide, tmp_path):
     report, peak = merge_in_child(*models, "-o", tmp_path / "least", "--max-ram", str(least))
     check_promise(report, peak)
     assert (tmp_path / "o/model.safetensors").read_bytes() == (tmp_path / "least/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["ram", "ram+"])
+def test_twelve_thousand_tensors_fit_as_well(tmp_path, method):
+    """Each has its entry in ledger and manifest, also where the budget is the least that will do."""
+    names = [f"model.layers.{n // 64}.mlp.experts.{n % 64}.down_proj.weight" for n in range(12_000)]
+    for number, model in enumerate(("base", "agent")):
+        raw = (np.arange(16, dtype=np.uint16) + number).tobytes()
+        save_tensors(tmp_path / model / "model.safetensors", {name: ("BF16", (4, 4), raw) for name in names})
+    command = [tmp_path / "base", tmp_path / "agent", "-o", tmp_path / "out", "-m", method, "--threads", "1"]
+    plan = [sys.executable, "-m", "streammerge", "plan", *map(str, command), "--json"]
+    least = json.loads(subprocess.run(plan, stdout=subprocess.PIPE, check=True).stdout)["memory"]["least"]
+    check_promise(*merge_in_child(*command, "--max-ram", str(least + (8 << 20))))  # merging loads a little more
 
 
 def test_sixteen_agents_fit_as_well(tmp_path):

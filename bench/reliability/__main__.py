@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 
 import click
@@ -42,6 +43,46 @@ def memory(data: Path, budget: str) -> None:
             ("method", "output", "io", "inputs", "peak of the process", "most charged", "limit", "s", "s without"),
             (row.cells() for row in measure(data, Path(work), budget)),
         )
+
+
+@main.command()
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True,
+              help="Folder with base (and a tokenizer), agent-0, agent-1, ... in bf16.")  # fmt: skip
+@click.option("--times", default=100, show_default=True, help="How often each merge is killed.")
+def kills(data: Path, times: int) -> None:
+    """kill -9 at random moments, and power failures, each resumed."""
+    from bench.reliability.kills import MERGES, Merge, kill_and_resume
+
+    compile_kernels()
+    rows = []
+    with tempfile.TemporaryDirectory(dir=data.parent) as work:
+        for (out, method, quantize), power in product(MERGES, (False, True)):
+            merge = Merge(_models(data), out, method, quantize)
+            tally = kill_and_resume(merge, Path(work), times if not power else times // 4, power=power)
+            kept = f"{min(tally.shares):.0%} to {max(tally.shares):.0%}" if tally.shares else ""
+            what = "kill -9, then all that was not synced is lost" if power else "kill -9"
+            counts = (tally.kills, tally.before, tally.within, tally.named, tally.same)
+            rows.append((f"{method}, {quantize or 'safetensors'}", what, *map(str, counts), kept))
+    _print(("merge", "what", "times", "nothing done yet", "in the middle", "finished", "same bytes", "left"), rows)
+
+
+@main.command()
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True,
+              help="Folder with base, agent-0, agent-1, ... in bf16, of some size.")  # fmt: skip
+@click.option("--rounds", default=6, show_default=True)
+def journal(data: Path, rounds: int) -> None:
+    """What the journal and the checksums cost."""
+    from bench.reliability.journal import cost
+
+    compile_kernels()
+    with tempfile.TemporaryDirectory(dir=data.parent) as work:
+        seconds = cost(_models(data), Path(work), rounds)
+    whole = seconds["as it is"]
+    _print(("merge", "s", "ratio"), [(way, f"{s:.2f}", f"{s / whole:.3f}") for way, s in seconds.items()])
+
+
+def _models(data: Path) -> list[Path]:
+    return [data / "base", *sorted(data.glob("agent-*"))]
 
 
 def _print(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -19,6 +19,8 @@ from streammerge.planning import Plan
 # The journal is written as often as it can be, so that a merge of seconds has many moments of every kind.
 _EAGER = "import streammerge.journal as j; j._LEAST, j._REST = 0.05, 0; from streammerge.cli import main; main()"
 _LOST = b"\xa5"
+# Name of the output, method, quantized type.
+MERGES = (("out", "ram", None), ("out", "ram+", None), ("out.gguf", "ram", "Q4_K_M"))
 
 
 @dataclass
@@ -63,6 +65,8 @@ def kill_and_resume(merge: Merge, work: Path, kills: int, *, power: bool, seed: 
     wanted, tally, rng = _digests(whole), Tally(), random.Random(seed)
     for number in range(kills):
         output = work / f"killed-{number}" / merge.out
+        for file in merge.models[0].glob("*.safetensors"):
+            file.touch()  # so that nothing measured earlier is used again
         child = subprocess.Popen(merge.command(output), stderr=subprocess.DEVNULL)
         time.sleep(rng.uniform(0, lasts))
         child.kill()
@@ -119,4 +123,5 @@ def _vouched(plan: Plan, source: Source, records: Sequence[Record]) -> Iterator[
 
 def _digests(output: Path) -> dict[str, str]:
     files = output.rglob("*") if output.is_dir() else output.parent.glob(f"{output.name}*")
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+    shown = [file for file in files if file.is_file() and not file.name.startswith(".")]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in shown}
