@@ -151,7 +151,7 @@ def test_twelve_thousand_tensors_fit_as_well(tmp_path, method):
     names = [f"model.layers.{n // 64}.mlp.experts.{n % 64}.down_proj.weight" for n in range(12_000)]
     for number, model in enumerate(("base", "agent")):
         raw = (np.arange(16, dtype=np.uint16) + number).tobytes()
-        save_tensors(tmp_path / model / "model.safetensors", {name: ("BF16", (4, 4), raw) for name in names})
+        save_tensors(tmp_path / model / "model.safetensors", dict.fromkeys(names, ("BF16", (4, 4), raw)))
     command = [tmp_path / "base", tmp_path / "agent", "-o", tmp_path / "out", "-m", method, "--threads", "1"]
     plan = [sys.executable, "-m", "streammerge", "plan", *map(str, command), "--json"]
     least = json.loads(subprocess.run(plan, stdout=subprocess.PIPE, check=True).stdout)["memory"]["least"]
