@@ -14,7 +14,6 @@ from . import checksum
 from .errors import FormatError, OutputError
 from .folder import CARD
 from .formats.contract import OutputFile, Source
-from .formats.gguf import GgufSource
 from .formats.inputs import kind_of, read_json
 from .formats.safetensors import SafetensorsSource
 from .ledger import Ledger
@@ -38,13 +37,11 @@ def manifest_name(output: Path) -> str:
 
 def open_output(path: Path) -> Source:
     """Open a written model, a folder or a file, by its headers. Raises FormatError."""
-    if path.suffix.lower() == ".gguf":
-        return GgufSource(path)
-    if path.is_dir() and not any(path.glob("*.safetensors")):
-        first = next(iter(sorted(path.glob("*.gguf"))), None)
-        if first is not None:
-            return GgufSource(first)
-    return SafetensorsSource(path)
+    if path.suffix.lower() != ".gguf":
+        return SafetensorsSource(path)
+    from .formats.gguf import GgufSource  # the gguf package takes its time
+
+    return GgufSource(path)
 
 
 def make_manifest(plan: Plan, run: Facts, ledger: Ledger, folder: Path) -> bytes:

@@ -21,7 +21,6 @@ from .execute import execute
 from .folder import complete_folder
 from .formats.atomic import Staging, write_file
 from .formats.contract import Sink
-from .formats.gguf import GgufSink
 from .formats.safetensors import SafetensorsSink
 from .journal import NAME as JOURNAL
 from .journal import Journal, read_journal
@@ -115,6 +114,8 @@ def _execute(
 def _open_sink(plan: Plan, folder: Path, *, existing: bool) -> Sink:
     if plan.gguf is None:
         return SafetensorsSink(folder, plan.files, existing=existing)
+    from .formats.gguf import GgufSink
+
     return GgufSink(folder, plan.files, existing=existing)
 
 

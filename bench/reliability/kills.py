@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import streammerge
+from bench.process import BenchError
 from streammerge.formats.contract import Source
-from streammerge.journal import Record, read_journal
+from streammerge.journal import NAME, Record, read_journal
 from streammerge.manifest import open_output
 from streammerge.planning import Plan
 
@@ -57,17 +58,19 @@ class Merge:
 
 
 def kill_and_resume(merge: Merge, work: Path, kills: int, *, power: bool, seed: int = 0) -> Tally:
-    """Kill a merge so often, each time at a random moment of its life, and resume it."""
+    """Kill a merge so often, each time at a random moment after it began to write, and resume it."""
     whole = work / "whole" / merge.out
+    child = _begin(merge, whole)
     began = time.perf_counter()
-    subprocess.run(merge.command(whole), check=True)
+    if child.wait() != 0:
+        raise BenchError(f"{merge}: ended with {child.returncode}")
     lasts = time.perf_counter() - began
     wanted, tally, rng = _digests(whole), Tally(), random.Random(seed)
     for number in range(kills):
         output = work / f"killed-{number}" / merge.out
         for file in merge.models[0].glob("*.safetensors"):
             file.touch()  # so that nothing measured earlier is used again
-        child = subprocess.Popen(merge.command(output), stderr=subprocess.DEVNULL)
+        child = _begin(merge, output)
         time.sleep(rng.uniform(0, lasts))
         child.kill()
         child.wait()
@@ -78,6 +81,15 @@ def kill_and_resume(merge: Merge, work: Path, kills: int, *, power: bool, seed: 
         shutil.rmtree(output.parent)
     shutil.rmtree(whole.parent)
     return tally
+
+
+def _begin(merge: Merge, output: Path) -> subprocess.Popen[bytes]:
+    """Start a merge and come back when its journal is there."""
+    child = subprocess.Popen(merge.command(output), stderr=subprocess.DEVNULL)
+    journal = output.with_name(output.name + ".partial") / NAME
+    while not journal.exists() and not output.exists() and child.poll() is None:
+        time.sleep(0.001)
+    return child
 
 
 def _classify(tally: Tally, merge: Merge, output: Path, power: bool) -> None:
