@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -101,7 +102,7 @@ class Staging:
         output has: of a folder they are removed last.
         """
         places = [(self.folder / name, self.target.with_name(name)) for name in reversed(files)]
-        aside = self.folder.with_name(f"{self.target.name}.replaced-{os.getpid()}")
+        aside = _new_name(self.folder.with_name(f"{self.target.name}.replaced"))
         moves = [(path, aside / path.name) for path in replaced] + (places or [(self.folder, self.target)])
         done: list[tuple[Path, Path]] = []
         try:
@@ -153,6 +154,11 @@ class Staging:
 def partial_folder(target: Path) -> Path:
     """Where an output is while it is made."""
     return target.with_name(target.name + ".partial")
+
+
+def _new_name(path: Path) -> Path:
+    """A path where nothing is yet: what a killed run left must not be in the way."""
+    return next(place for n in count(1) if not (place := path.with_name(f"{path.name}-{n}")).exists())
 
 
 def _move(source: Path, target: Path) -> None:
@@ -308,7 +314,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 def replace_file(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a file durably, in one step: what stood there stays until the new one is whole."""
-    aside = path.with_name(path.name + ".new")
+    aside = path.with_name(f"{path.name}.{os.getpid()}.new")  # in a cache another process may write the same
     try:
         with open(aside, "wb") as file:
             file.writelines(pieces)
