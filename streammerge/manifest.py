@@ -106,7 +106,7 @@ def read_manifest(path: Path) -> Mapping[str, Any]:
     return facts
 
 
-def _is_like(found: object, sample: Any) -> bool:
+def _is_like(found: Any, sample: Any) -> bool:
     """Whether JSON holds everything that a sample does; "*" is every key, the only item of a list every item."""
     if isinstance(sample, dict):
         if not isinstance(found, dict):
