@@ -139,7 +139,7 @@ def _give_name(plan: Plan, staging: Staging) -> None:
         staging.finish(replaced=replaced, own=[JOURNAL])
     else:  # a manifest without its model is in nobody's way
         stale = [manifest] if manifest.is_file() and manifest not in replaced else []
-        staging.finish([*(file.name for file in plan.files), manifest.name], [*replaced, *stale])
+        staging.finish([*(file.name for file in plan.files), manifest.name], [*replaced, *stale], [JOURNAL])
 
 
 def _manifest_name(plan: Plan) -> str:
