@@ -6,6 +6,7 @@
 
 import ctypes
 import errno
+import json
 import os
 import shutil
 import sys
@@ -60,6 +61,8 @@ _fallocate = _linux("fallocate64", ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 # How much written data may wait in the page cache before the oldest is dropped from it.
 _WRITE_BEHIND = 64 * 1024 * 1024
 _PIECE = 1024 * 1024  # of a file that is copied
+# In OUT.partial while its output gets its name: the files that are moved, and what stood in their place.
+_MOVED, _REPLACED = ".moved", ".replaced"
 
 
 class Staging:
@@ -79,9 +82,23 @@ class Staging:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self.folder.mkdir(exist_ok=True)
             self._lock = _lock(self.folder / ".lock")
+            self._undo()
         except OSError as error:
             raise OutputError(f"{self.folder}: cannot be created: {why(error)}") from error
         return self
+
+    def _undo(self) -> None:
+        """Where a run was killed while it gave several files their names, or had set aside what they replace: as if it
+        had not begun to."""
+        if not (self.folder / _MOVED).exists():
+            return
+        for place in half_named(self.target):
+            place.rename(self.folder / place.name)
+        for path in (self.folder / _REPLACED).glob("*"):
+            place = self.target.with_name(path.name)
+            if not (place.exists() or place.is_symlink()):
+                path.rename(place)
+        (self.folder / _MOVED).unlink()
 
     def clear(self, kept: Collection[str] = ()) -> None:
         """Remove what an earlier run left, but for the files that are ``kept``. Raises OutputError."""
@@ -97,17 +114,17 @@ class Staging:
 
         Every file must be durable already; the folder and its parent are synced here. Of several files the first
         comes last: no loader takes the others for a model without it. What is ``replaced`` is set aside before, and
-        removed when all is in place; if anything fails, all is as it was. ``own`` are files that only an unfinished
-        output has: of a folder they are removed last.
+        removed when all is in place; if anything fails, all is as it was, after a kill when the next run begins.
+        ``own`` are files that only an unfinished output has: they are removed last.
         """
         places = [(self.folder / name, self.target.with_name(name)) for name in reversed(files)]
-        aside = self.folder.with_name(f"{self.target.name}.replaced-{os.getpid()}")
+        aside = self.folder / _REPLACED
         moves = [(path, aside / path.name) for path in replaced] + (places or [(self.folder, self.target)])
         done: list[tuple[Path, Path]] = []
         try:
+            aside.mkdir(exist_ok=True)
+            replace_file(self.folder / _MOVED, [json.dumps(files).encode()])
             _sync_folder(self.folder)
-            if replaced:
-                aside.mkdir()
             for source, place in moves:
                 _move(source, place)
                 done.append((source, place))
@@ -115,19 +132,16 @@ class Staging:
         except BaseException as error:
             for source, place in reversed(done):
                 place.rename(source)
-            if replaced and aside.exists():
-                aside.rmdir()
+            (self.folder / _MOVED).unlink(missing_ok=True)
             if isinstance(error, OSError):
                 raise OutputError(f"{self.target}: cannot be put in place: {why(error)}") from error
             raise
         self._finished = True
         self._unlock()
-        if files:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        else:
-            for name in (*own, ".lock"):
-                (self.target / name).unlink(missing_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
+        left = self.folder if files else self.target
+        for name in (_MOVED, *own, ".lock"):
+            (left / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder if files else self.target / _REPLACED, ignore_errors=True)
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -153,6 +167,17 @@ class Staging:
 def partial_folder(target: Path) -> Path:
     """Where an output is while it is made."""
     return target.with_name(target.name + ".partial")
+
+
+def half_named(target: Path) -> list[Path]:
+    """Files of an output that have their names already, though the run that gave them was killed meanwhile."""
+    folder = partial_folder(target)
+    try:
+        names = json.loads((folder / _MOVED).read_bytes())
+    except (OSError, ValueError):
+        return []
+    places = [(folder / name, target.with_name(name)) for name in names]
+    return [place for source, place in places if place.is_file() and not source.exists()]
 
 
 def _move(source: Path, target: Path) -> None:
@@ -308,7 +333,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 def replace_file(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a file durably, in one step: what stood there stays until the new one is whole."""
-    aside = path.with_name(path.name + ".new")
+    aside = path.with_name(f"{path.name}.{os.getpid()}.new")  # in a cache another process may write the same
     try:
         with open(aside, "wb") as file:
             file.writelines(pieces)

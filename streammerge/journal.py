@@ -29,6 +29,7 @@ Record = dict[str, Any]
 
 _REST = 20  # rests this many times as long as writing took
 _LEAST, _MOST = 1.0, 60.0  # seconds between two writings
+_MOST_WAITING = 1 << 20  # bytes of lines; after that many it rests no longer, for they take memory
 
 
 class Journal:
@@ -39,9 +40,11 @@ class Journal:
         self._path = folder / NAME
         self._sync = sync
         self._waiting: list[bytes] = []
+        self._size = 0  # bytes of what is waiting
         self._lock = threading.Lock()
         self._writing = threading.Lock()
-        self._ended = threading.Event()
+        self._due = threading.Event()
+        self._has_ended = False
         self._failure: OutputError | None = None
         replace_file(self._path, map(_line, earlier))
         self._thread = threading.Thread(target=self._write_now_and_then, daemon=True)
@@ -49,8 +52,12 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """A piece of work is finished. Raises OutputError if the journal could not be written."""
+        line = _line(record)
         with self._lock:
-            self._waiting.append(_line(record))
+            self._waiting.append(line)
+            self._size += len(line)
+            if self._size >= _MOST_WAITING:
+                self._due.set()
         if self._failure is not None:
             raise self._failure
 
@@ -58,7 +65,7 @@ class Journal:
         """Make everything durable that was appended so far. Raises OutputError."""
         with self._writing:
             with self._lock:
-                lines, self._waiting = self._waiting, []
+                lines, self._waiting, self._size = self._waiting, [], 0
             if lines:
                 self._sync()
                 _append(self._path, b"".join(lines))
@@ -70,14 +77,19 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Write what is left. Raises OutputError, unless something else went wrong already."""
-        self._ended.set()
+        self._has_ended = True
+        self._due.set()
         self._thread.join()
         with nullcontext() if error is None else suppress(OutputError):
             self.flush()
 
     def _write_now_and_then(self) -> None:
         rest = _LEAST
-        while not self._ended.wait(rest):
+        while True:
+            self._due.wait(rest)
+            self._due.clear()
+            if self._has_ended:
+                return
             began = time.perf_counter()
             try:
                 self.flush()

@@ -52,20 +52,21 @@ class Entry:
     first: int
     count: int
     digests: bytes
-    tally: list[list[int]]
+    tally: NDArray[np.int64]
     non_finite: tuple[int, int]
     whole: bool = False
 
     def to_record(self, job: int) -> Record:
         """For the journal."""
-        numbers = {"tally": self.tally, "non_finite": self.non_finite, "digests": self.digests.hex()}
+        numbers = {"tally": self.tally.tolist(), "non_finite": self.non_finite, "digests": self.digests.hex()}
         return {"job": job, "segments": [self.first, self.count], "whole": self.whole, **numbers}
 
 
 def _entry(record: Record) -> Entry:
     first, count = record["segments"]
     inputs, outputs = record["non_finite"]
-    return Entry(first, count, bytes.fromhex(record["digests"]), record["tally"], (inputs, outputs), record["whole"])
+    tally = np.array(record["tally"], np.int64)
+    return Entry(first, count, bytes.fromhex(record["digests"]), tally, (inputs, outputs), record["whole"])
 
 
 @dataclass
@@ -84,9 +85,8 @@ class _Flight:
         entries = [self.entries[first] for first in sorted(self.entries)]
         digest = checksum.digest(b"".join(entry.digests for entry in entries))
         inputs, outputs = (sum(entry.non_finite[side] for entry in entries) for side in (0, 1))
-        return Entry(
-            0, self.segments, digest, np.sum([e.tally for e in entries], axis=0).tolist(), (inputs, outputs), True
-        )
+        tally = np.sum([entry.tally for entry in entries], axis=0)
+        return Entry(0, self.segments, digest, tally, (inputs, outputs), True)
 
 
 class Ledger:
@@ -103,15 +103,13 @@ class Ledger:
         self._finished: dict[int, Entry] = {}
         self._constants: dict[str, bytes] = {}
         self._measured: dict[tuple[int, str], NDArray[np.int64]] = {}
-        for number, job in enumerate(plan.jobs):
-            if not job.elements:
-                self._finished[number] = Entry(0, 0, checksum.digest(b""), [], (0, 0), True)
+        nothing = Entry(0, 0, checksum.digest(b""), np.zeros_like(self.total.tally), (0, 0), True)
+        self._finished.update({number: nothing for number, job in enumerate(plan.jobs) if not job.elements})
         for record in earlier:
             self._restore(record)
         self._flights = {job: flight for job, flight in self._flights.items() if self._is_cut_as_now(job, flight)}
         for _, entry in self._entries():
-            if entry.tally:
-                self.total.tally += np.array(entry.tally)
+            self.total.tally += entry.tally
             self.total.non_finite_inputs += entry.non_finite[0]
             self.total.non_finite_outputs += entry.non_finite[1]
 
@@ -129,7 +127,7 @@ class Ledger:
         made = self._plan.jobs[job]
         bad = (found.non_finite_inputs, found.non_finite_outputs)
         count = -(-(stop - start) // made.segment)
-        entry = Entry(made.segment_at(start), count, digests, found.tally.tolist(), bad)
+        entry = Entry(made.segment_at(start), count, digests, found.tally, bad)
         with self._lock:
             self._add(job, entry)
         self._write(entry.to_record(job))
@@ -199,7 +197,7 @@ class Ledger:
     def _restore(self, record: Record) -> None:
         if "measured" in record:
             measure, tensor = record["measured"]
-            self._measured[measure, tensor] = np.array(record["numbers"], np.int64)
+            self._measured[measure, tensor] = np.asarray(record["numbers"], np.int64)
         elif "job" in record:
             job, entry = record["job"], _entry(record)
             if entry.whole:

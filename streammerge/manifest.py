@@ -6,7 +6,8 @@ to be edited.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,27 @@ from .provenance import Facts
 NAME = "streammerge-manifest.json"
 VERSION = 1
 _MAX_BYTES, _MAX_VALUES = 128 << 20, 8_000_000  # of 150,000 tensors
+# What is looked at in a manifest; numbers are the least.
+_LOOKED_AT = {
+    "recipe": {},
+    "inputs": [{"name": "", "files": [{}]}],
+    "beside": [{}],
+    "non_finite": 0,
+    "files": {"*": {"size": 0, "header_size": 0, "header": ""}},
+    "tensors": {"*": {"parts": [0], "segment": 1, "origin": "", "checksum": ""}},
+    "companions": {"*": ""},
+}
+_SPLIT = re.compile(r"(.+)-\d{5}-of-\d{5}(\.gguf)")
 
 
 def manifest_path(output: Path) -> Path:
-    """Where the manifest of an output is: of a folder inside it, of a file beside it."""
-    return output / NAME if output.is_dir() else output.with_name(manifest_name(output))
+    """Where the manifest of an output is: of a folder inside it, of files beside them. A GGUF file may be named by the
+    folder that it is alone in, one of several by the first of them."""
+    if output.is_dir():
+        files = [] if (output / NAME).exists() else list(output.glob(manifest_name(output / "*.gguf")))
+        return files[0] if len(files) == 1 else output / NAME
+    split = _SPLIT.fullmatch(output.name)
+    return output.with_name(manifest_name(output.with_name(split[1] + split[2]) if split else output))
 
 
 def manifest_name(output: Path) -> str:
@@ -42,6 +59,11 @@ def open_output(path: Path) -> Source:
     from .formats.gguf import GgufSource  # the gguf package takes its time
 
     return GgufSource(path)
+
+
+def open_told(place: Path, manifest: Mapping[str, Any]) -> Source:
+    """Open the model that the manifest at ``place`` tells of. Raises FormatError."""
+    return open_output(place.parent if place.name == NAME else place.parent / next(iter(manifest["files"]), ""))
 
 
 def make_manifest(plan: Plan, run: Facts, ledger: Ledger, folder: Path) -> bytes:
@@ -64,7 +86,7 @@ def make_manifest(plan: Plan, run: Facts, ledger: Ledger, folder: Path) -> bytes
         "non_finite": ledger.total.non_finite_outputs,
         "files": {file.name: _header(file) for file in plan.files},
         "tensors": _tensors(plan, written, ledger.checksums()),
-        "companions": {name: checksum.of_file(folder / name) for name in companions(folder, plan)},
+        "companions": {name: checksum.of_file(folder / name) for name in _companions(plan, folder)},
     }
     return json.dumps(facts, indent=1).encode() + b"\n"
 
@@ -76,14 +98,30 @@ def read_manifest(path: Path) -> Mapping[str, Any]:
     facts = read_json(path, _MAX_BYTES, _MAX_VALUES)
     if facts.get("manifest") != VERSION:
         raise FormatError(f"{path}: is not a manifest of version {VERSION}, found {facts.get('manifest')!r:.80}")
+    if not _is_like(facts, _LOOKED_AT):
+        raise FormatError(f"{path}: is a damaged manifest: it lacks what every manifest has")
     return facts
 
 
-def companions(folder: Path, plan: Plan) -> Iterator[str]:
-    """The files of an output folder beside weights, card and manifest, in the order of their names."""
-    if not plan.is_folder:
-        return
-    weights = {file.name for file in plan.files}
+def _is_like(found: Any, sample: Any) -> bool:
+    """Whether JSON holds everything that a sample does; "*" is every key, the only item of a list every item."""
+    if isinstance(sample, dict):
+        if not isinstance(found, dict):
+            return False
+        if "*" in sample:
+            return all(_is_like(item, sample["*"]) for item in found.values())
+        return all(key in found and _is_like(found[key], item) for key, item in sample.items())
+    if isinstance(sample, list):
+        return isinstance(found, list) and all(_is_like(item, sample[0]) for item in found)
+    return type(found) is type(sample) and (not isinstance(found, int) or found >= sample)
+
+
+def _companions(plan: Plan, folder: Path) -> Iterator[str]:
+    return companions(folder, [file.name for file in plan.files]) if plan.is_folder else iter(())
+
+
+def companions(folder: Path, weights: Collection[str]) -> Iterator[str]:
+    """The files of an output folder beside ``weights``, card and manifest, in the order of their names."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and not name.startswith(".") and name not in (CARD, NAME, *weights):

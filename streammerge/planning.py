@@ -18,7 +18,7 @@ from . import budget
 from .budget import Demand, Memory
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import OutputError
-from .formats.atomic import partial_folder
+from .formats.atomic import half_named, partial_folder
 from .formats.contract import OutputFile, OutputTensor, total_bytes
 from .formats.dtypes import DTYPES
 from .formats.reading import WINDOW_GRAIN
@@ -306,8 +306,11 @@ def in_the_way(plan: Plan) -> list[Path]:
         if pattern is not None and folder.is_dir():  # a model of as many files as another run made
             names |= {entry.name for entry in folder.iterdir() if pattern.fullmatch(entry.name)}
         places += [plan.output.with_name(name) for name in sorted(names - {plan.output.name})]
+    ours = half_named(plan.output)
     return [
-        place for place in places if place.is_file() or place.is_symlink() or (place.is_dir() and any(place.iterdir()))
+        place
+        for place in places
+        if place not in ours and (place.is_file() or place.is_symlink() or (place.is_dir() and any(place.iterdir())))
     ]
 
 

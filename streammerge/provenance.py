@@ -1,5 +1,6 @@
 """What a run is made of: recipe, versions, inputs. Two runs that agree in this give the same bytes."""
 
+import os
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -29,8 +30,14 @@ def run_facts(plan: Plan) -> Facts:
         "inputs": [_model(model, names[model.path]) for model in (plan.base, *plan.agents)],
         "beside": [_file(file, _HEAD) for file in (plan.gguf.read if plan.gguf else ())],
         "parts": [[job.name, list(job.span), list(job.donors)] for job in plan.jobs if job.span],
-        "layout": checksum.digest(b"".join(file.name.encode() + file.header for file in plan.files)).hex(),
+        "layout": checksum.digest(b"".join(os.fsencode(file.name) + file.header for file in plan.files)).hex(),
+        "jobs": _jobs(plan),
     }
+
+
+def _jobs(plan: Plan) -> str:
+    """A digest of what is done to every tensor: settings beside the weights decide about it, too."""
+    return checksum.digest(b"".join(checksum.digest(os.fsencode(repr(job))) for job in plan.jobs)).hex()
 
 
 def first_difference(found: Any, wanted: Any, where: str = "") -> str | None:

@@ -4,7 +4,7 @@ import json
 import random
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -44,7 +44,9 @@ def recipe_again(manifest: Mapping[str, Any], models: Sequence[Path], **options:
         path = Path(folder) / "recipe.yml"
         path.write_text(json.dumps(manifest["recipe"]), encoding="utf-8")  # JSON is YAML
         fields = read_yaml(path, places)
-    return recipe_of(**fields, **{name: value for name, value in options.items() if value is not None})
+    given = {name: value for name, value in options.items() if value is not None}
+    name = next(iter(manifest["files"]), None)  # says whether it is GGUF
+    return replace(recipe_of(**fields, **given, output=name), output=None)
 
 
 def recompute(
@@ -71,6 +73,9 @@ class ComparingSink:
 
     def write(self, name: str, start: int, data: Bytes) -> None:
         """See ``Sink``."""
+        if name not in self.output.tensors:
+            self.problems[name] = f"{self.output.path}: tensor {name!r} of the merge is not in it"
+            return
         info, buffer = self.output.tensors[name], np.empty(_PIECE, np.uint8)
         for begin in range(0, len(data), _PIECE):
             wanted = data[begin : begin + _PIECE]

@@ -77,6 +77,11 @@ def _take_over(plan: Plan, staging: Staging, facts: Facts, listener: Listener) -
         if difference is not None:
             raise UnfinishedError(f"{folder}: cannot be resumed: {difference}; to start anew: --overwrite")
         ledger = Ledger(plan, chain(known, records))
+        if not recipe.allow_non_finite and (ledger.total.non_finite_inputs or ledger.total.non_finite_outputs):
+            raise UnfinishedError(
+                f"{folder}: cannot be resumed: it holds NaN or infinity; give --allow-non-finite as before, or start "
+                "anew: --overwrite"
+            )
         kept = [JOURNAL, *(file.name for file in plan.files if ledger.share)]
     if ledger.share:
         listener(Notice(f"{folder}: {ledger.share:.0%} of the output is there; going on"))
@@ -135,7 +140,7 @@ def _give_name(plan: Plan, staging: Staging) -> None:
         staging.finish(replaced=replaced, own=[JOURNAL])
     else:  # a manifest without its model is in nobody's way
         stale = [manifest] if manifest.is_file() and manifest not in replaced else []
-        staging.finish([*(file.name for file in plan.files), manifest.name], [*replaced, *stale])
+        staging.finish([*(file.name for file in plan.files), manifest.name], [*replaced, *stale], [JOURNAL])
 
 
 def _manifest_name(plan: Plan) -> str:

@@ -9,6 +9,8 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
+
 from . import checksum
 from .formats.atomic import replace_file
 from .formats.errors import OutputError
@@ -28,10 +30,15 @@ def load(plan: Plan, run: Facts) -> list[Record]:
     if plan.method.scope != "model":
         return []
     try:
-        records: list[Record] = json.loads(_file(plan, run).read_bytes())
-        return records
-    except (OSError, ValueError):
+        with open(_file(plan, run), "rb") as file:
+            return [_compact(json.loads(line)) for line in file]
+    except (OSError, ValueError, TypeError, KeyError):
         return []
+
+
+def _compact(record: Record) -> Record:
+    """Lists of Python's numbers would take a multiple."""
+    return {"measured": record["measured"], "numbers": np.array(record["numbers"], np.int64)}
 
 
 def save(plan: Plan, run: Facts, ledger: Ledger) -> None:
@@ -39,7 +46,7 @@ def save(plan: Plan, run: Facts, ledger: Ledger) -> None:
     if plan.method.scope == "model" and not _is_fresh(run):
         try:
             FOLDER.mkdir(parents=True, exist_ok=True)
-            replace_file(_file(plan, run), [json.dumps(list(ledger.measurements())).encode()])
+            replace_file(_file(plan, run), (json.dumps(record).encode() + b"\n" for record in ledger.measurements()))
         except (OSError, OutputError):
             return
 

@@ -46,7 +46,7 @@ class Comparison:
 
 def compare_tokenizers(files: Sequence[Path]) -> Comparison:
     """Compare tokenizer.json files. Raises FormatError if one cannot be read."""
-    command = [sys.executable, "-m", "streammerge.tokens", *map(str, files)]
+    command = [sys.executable, "-P", "-m", "streammerge.tokens", *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
     if done.returncode != 0:
         raise FormatError((done.stderr.strip() or f"{files[0]}: cannot be read").splitlines()[-1])

@@ -22,7 +22,7 @@ from .formats import codecs, quants
 from .formats.contract import Bytes, Reader, Source, TensorInfo
 from .formats.dtypes import DTYPES
 from .formats.gguf import GGML_TYPES
-from .manifest import manifest_path, open_output, read_manifest, without_time
+from .manifest import NAME, companions, manifest_path, open_told, read_manifest, without_time
 from .planning import Plan, make_plan
 from .provenance import first_difference, run_facts
 from .recompute import recipe_again, recompute
@@ -58,10 +58,12 @@ class Verification:
 
 def verify_output(path: Path, threads: int, listener: Listener, stop: threading.Event) -> Verification:
     """Compare an output with its manifest. Raises FormatError if there is none, or if the output cannot be opened."""
-    manifest = read_manifest(manifest_path(path))
-    output = open_output(path)
-    folder = output.files[0].parent
+    place = manifest_path(path)
+    manifest = read_manifest(place)
+    output = open_told(place, manifest)
+    folder = place.parent
     problems = [*_files(folder, manifest), *_tensor_table(output, manifest), *_companions(folder, manifest)]
+    problems += _strangers(folder, manifest) if place.name == NAME else ()
     wanted = manifest["tensors"]
     whole = [info for name, info in output.tensors.items() if _facts(info) == _told(wanted.get(name, {}))]
     listener(PassStarted("verifying", sum(info.nbytes for info in whole)))
@@ -86,22 +88,34 @@ def verify_against(
     stop: threading.Event,
 ) -> Verification:
     """Compute a share of a verified output again from ``models``, the base first. Raises StreammergeError."""
-    manifest = read_manifest(manifest_path(found.output))
+    place = manifest_path(found.output)
+    manifest = read_manifest(place)
     plan = make_plan(recipe_again(manifest, models, **options))
     problems = [f"{place}: is not what was merged: {text}" for place, text in _other_inputs(plan, manifest)]
     if problems:
         return replace(found, problems=tuple(problems))
-    problems, recomputed = recompute(open_output(found.output), plan, share, listener, stop)
+    problems, recomputed = recompute(open_told(place, manifest), plan, share, listener, stop)
     return replace(found, problems=tuple(problems), recomputed=recomputed)
 
 
 def _other_inputs(plan: Plan, manifest: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-    """Every model whose files differ from those that the manifest tells of; names of folders may differ."""
+    """Every model, importance matrix or template whose files differ from those that the manifest tells of; they, and
+    folders, may have another name now."""
+    found = run_facts(plan)
     models = (plan.base, *plan.agents)
-    for model, facts, wanted in zip(models, run_facts(plan)["inputs"], manifest["inputs"], strict=True):
-        difference = first_difference([without_time(file) for file in facts["files"]], wanted["files"])
+    pairs = [
+        (model.path, facts["files"], wanted["files"])
+        for model, facts, wanted in zip(models, found["inputs"], manifest["inputs"], strict=True)
+    ]
+    beside = plan.gguf.read if plan.gguf else ()
+    pairs += [
+        (file, [facts], [{**wanted, "name": file.name}])
+        for file, facts, wanted in zip(beside, found["beside"], manifest["beside"])
+    ]
+    for path, files, were in pairs:
+        difference = first_difference([without_time(file) for file in files], were)
         if difference is not None:
-            yield model.path, difference
+            yield path, difference
 
 
 # --- what the headers say --------------------------------------------------------------------------------------------
@@ -151,6 +165,13 @@ def _companions(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
             yield f"{path}: was changed after the merge"
 
 
+def _strangers(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """A loader may prefer such a file to what was written: model.safetensors to shards, a chat template to another."""
+    for name in companions(folder, manifest["files"]):
+        if name not in manifest["companions"]:
+            yield f"{folder / name}: was not written by this merge"
+
+
 # --- what the tensors hold -------------------------------------------------------------------------------------------
 
 
@@ -191,7 +212,7 @@ class _Check:
         problems = []
         if checksum.stacked(parts) != wanted["checksum"]:
             problems.append(f"{where} is not what was written: its checksum differs")
-        if bad.count and not self.manifest["non_finite"]:
+        if bad.count and not self.manifest["non_finite"] and wanted["origin"] != "base":  # what is copied may be so
             problems.append(f"{where} holds {bad.count} values that are not finite, the first at index {bad.first}")
         return problems
 

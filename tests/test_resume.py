@@ -1,5 +1,6 @@
 """Runs that are stopped, and go on: the same bytes, nothing lost, nothing taken for what it is not."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 
+import numpy as np
 import pytest
 
 import streammerge
@@ -19,6 +22,8 @@ from bench.sample.generate import Shape, make_agent, make_base
 from streammerge import budget, journal
 from streammerge.errors import Interrupted, OutputError, UnfinishedError
 from streammerge.events import Advanced, Notice, PassStarted
+from streammerge.ledger import Ledger, Outcome
+from streammerge.planning import ENTRY
 from streammerge.varying import ByTensor, Rule
 from tests.gguf.merging import PRE, make_models
 
@@ -249,6 +254,68 @@ def test_parameters_that_vary_by_tensor_are_told_apart(models, tmp_path):
     whole = streammerge.merge(*models, tmp_path / "d" / "out", method="ram", parameters={"epsilon": varying(1e-3)})
     report, _ = resumed(models, tmp_path / "out", method="ram", parameters={"epsilon": varying(1e-3)})
     assert digests(tmp_path / "out") == digests(tmp_path / "d" / "out") and report.agents == whole.agents
+
+
+def test_settings_beside_the_weights_are_looked_at(tmp_path):
+    """Whether a head is counted is said by config.json: shares of what was counted otherwise do not add up."""
+    base = make_base(tmp_path / "base", dataclasses.replace(SHAPE, tied=False))
+    models = base, [make_agent(tmp_path / f"agent-{i}", base, index=i) for i in range(2)]
+    stopped(models, tmp_path / "out", 20, method="ram")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    with pytest.raises(UnfinishedError, match="cannot be resumed: jobs is"):
+        streammerge.merge(*models, tmp_path / "out", method="ram", resume=True)
+
+
+def test_nan_is_not_gone_on_with_in_silence(tmp_path):
+    base = make_base(tmp_path / "base", SHAPE)
+    agent = make_agent(tmp_path / "agent", base, index=0)
+    content = bytearray((agent / "model.safetensors").read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    content[start : start + 2] = b"\xc0\x7f"
+    (agent / "model.safetensors").write_bytes(content)
+    stopped((base, [agent]), tmp_path / "out", 20, method="ram", allow_non_finite=True)
+    with pytest.raises(UnfinishedError, match="holds NaN or infinity; give --allow-non-finite as before"):
+        streammerge.merge(base, [agent], tmp_path / "out", method="ram", resume=True)
+    report, _ = resumed((base, [agent]), tmp_path / "out", method="ram", allow_non_finite=True)
+    assert report.outcome.non_finite_inputs == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text elsewhere")
+def test_a_name_that_is_no_text(models, tmp_path):
+    streammerge.merge(*models, tmp_path / "o\udcffut.safetensors", method="ram")
+    assert streammerge.verify(tmp_path / "o\udcffut.safetensors").problems == ()
+
+
+def test_many_lines_do_not_wait(tmp_path, monkeypatch):
+    """They take memory; a slow disk makes the journal rest for a minute."""
+    monkeypatch.setattr(journal, "_LEAST", 60.0)
+    monkeypatch.setattr(journal, "_MOST_WAITING", 1000)
+    synced = threading.Event()
+    with journal.Journal(tmp_path, [{"run": 1}], synced.set) as written:
+        for number in range(100):
+            written.append({"job": number})
+        assert synced.wait(30)
+    assert [record.get("job") for record in journal.read_journal(tmp_path)] == [None, *range(100)]
+
+
+def test_what_is_kept_of_a_tensor_is_small(models):
+    """The budget counts ENTRY bytes for it, with as many agents as one likes."""
+    base, agents = models
+    plan = streammerge.plan(base, agents)
+    plan = dataclasses.replace(plan, agents=plan.agents * 16)
+    found = Outcome(np.full((32, 2), 10**9), bytes_read=1)
+    tracemalloc.start()
+    try:
+        ledger = Ledger(plan)
+        before = tracemalloc.get_traced_memory()[0]
+        for number, job in enumerate(plan.jobs):
+            ledger.add(
+                number, 0, job.elements, bytes(16 * job.segments), dataclasses.replace(found, tally=found.tally + 1)
+            )
+        assert (tracemalloc.get_traced_memory()[0] - before) / len(plan.jobs) < ENTRY / 3
+    finally:
+        tracemalloc.stop()
 
 
 # --- killed processes ------------------------------------------------------------------------------------------------

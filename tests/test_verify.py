@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import xxhash
 from safetensors import safe_open
@@ -13,7 +14,8 @@ import streammerge
 from bench.sample.generate import Shape
 from streammerge.errors import FormatError, RecipeError
 from streammerge.formats.gguf import GgufSource
-from tests.gguf.merging import PRE, make_models
+from tests.conftest import save_floats
+from tests.gguf.merging import PRE, make_models, write_dat
 
 SHAPE = Shape(layers=2, hidden=256, intermediate=640, heads=4, kv_heads=2, vocab=1024, tied=True)
 
@@ -201,3 +203,66 @@ def test_the_command_line_says_it_and_exits(made, out):
     (out / "config.json").unlink()
     done = subprocess.run([*run, str(out), "--json"], capture_output=True, text=True)
     assert done.returncode == 1 and json.loads(done.stdout)["problems"] == [f"{out}/config.json: is missing"]
+
+
+# --- outputs of every shape ------------------------------------------------------------------------------------------
+
+
+def test_unquantized_gguf_is_computed_again(made, tmp_path):
+    streammerge.merge(*_split(made), tmp_path / "out.gguf", **PRE)
+    found = streammerge.verify(tmp_path / "out.gguf", models(made), share=1.0)
+    assert found.problems == () and found.recomputed == 1
+
+
+def test_gguf_in_several_files_or_in_a_folder(made, tmp_path):
+    streammerge.merge(*_split(made), tmp_path / "out.gguf", quantize="Q8_0", max_shard_size=300_000, **PRE)
+    streammerge.merge(*_split(made), tmp_path / "folder", quantize="Q8_0", **PRE)
+    first, *others = sorted(tmp_path.glob("*.gguf"))
+    for output in (tmp_path / "out.gguf", first, tmp_path / "folder"):
+        found = streammerge.verify(output, models(made), share=1.0)
+        assert found.problems == () and found.recomputed == 1
+    content = bytearray(others[-1].read_bytes())
+    content[-40] ^= 1
+    others[-1].write_bytes(content)
+    assert streammerge.verify(first).problems
+
+
+def test_a_file_that_nobody_wrote_is_found(made, out):
+    """Loaders prefer model.safetensors to shards, and a template in a file to one in the tokenizer's settings."""
+    shutil.copy(made / "base/model.safetensors", out)
+    (out / "chat_template.jinja").write_text("mine")
+    (out / ".gitattributes").write_text("hidden files are no part of a model")
+    told = [f"{out / name}: was not written by this merge" for name in ("chat_template.jinja", "model.safetensors")]
+    assert list(streammerge.verify(out).problems) == told
+
+
+def test_what_is_copied_need_not_be_finite(tmp_path):
+    weights = {"a.weight": np.ones((8, 16), "f4"), "mask": np.full(4, -np.inf, "f4")}
+    base = save_floats(tmp_path / "base", weights)
+    agent = save_floats(tmp_path / "agent", {**weights, "a.weight": weights["a.weight"] + 1})
+    streammerge.merge(base, [agent], tmp_path / "out", exclude=["^mask$"])
+    assert streammerge.verify(tmp_path / "out", [base, agent]).problems == ()
+
+
+def test_a_damaged_manifest_is_one_error(made, out):
+    path = out / "streammerge-manifest.json"
+    whole = json.loads(path.read_text())
+    name = next(iter(whole["tensors"]))
+    damaged = [{k: v for k, v in whole.items() if k != key} for key in ("recipe", "inputs", "files", "tensors")]
+    damaged += [{**whole, "tensors": {name: {**whole["tensors"][name], key: 0}}} for key in ("segment", "parts")]
+    damaged += [{**whole, "inputs": [7]}, {**whole, "companions": {"config.json": {}}}]
+    for facts in damaged:
+        path.write_text(json.dumps(facts))
+        with pytest.raises(FormatError, match=r"manifest\.json: is a damaged manifest"):
+            streammerge.verify(out, models(made))
+
+
+def test_another_importance_matrix_is_told(made, tmp_path):
+    weights = {"blk.0.ffn_down.weight": np.ones(640, "f4")}
+    used, other = write_dat(tmp_path / "a.dat", weights), tmp_path / "b.dat"
+    streammerge.merge(*_split(made), tmp_path / "out.gguf", quantize="Q4_K_M", imatrix=used, **PRE)
+    write_dat(other, {name: values * 2 for name, values in weights.items()})
+    renamed = shutil.copy(used, tmp_path / "renamed.dat")
+    (problem,) = streammerge.verify(tmp_path / "out.gguf", models(made), imatrix=other).problems
+    assert problem.startswith(f"{other}: is not what was merged: ")
+    assert streammerge.verify(tmp_path / "out.gguf", models(made), imatrix=renamed).problems == ()

@@ -132,6 +132,14 @@ def test_added_rows_are_not_counted(tmp_path):
     }  # fmt: skip
 
 
+def test_a_tensor_in_parts_is_inspected_once(tmp_path):
+    base = save(tmp_path / "base", 12, words(12))
+    agents = [save(tmp_path / f"agent{i}", 12 + i, words(12 + i), seed=i + 1) for i in range(2)]
+    found = streammerge.inspect(base, agents)
+    assert [tensor.name for tensor in found.tensors] == list(arrays_of(base))
+    assert found.total.elements == sum(values.size for values in arrays_of(base).values())
+
+
 def test_a_token_that_several_agents_added_is_their_mean(tmp_path):
     base = save(tmp_path / "base", 10, words(10))
     more = words(10, "x")

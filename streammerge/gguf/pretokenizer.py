@@ -40,7 +40,7 @@ class Recognition:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        command = [sys.executable, "-m", "streammerge.gguf.pretokenizer", str(path)]
+        command = [sys.executable, "-P", "-m", "streammerge.gguf.pretokenizer", str(path)]
         self._child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace"
         )

@@ -123,7 +123,7 @@ def inspection_of(plan: Plan, outcome: Outcome, seconds: float) -> Inspection:
 
 def make_inspection(plan: Plan, epsilon: float, rows: Mapping[str, Row], bytes_read: int, seconds: float) -> Inspection:
     """Name what was observed: ``rows`` by tensor, those of ``plan`` that are counted."""
-    names = [job.name for job in plan.jobs if job.name in rows]
+    names = [name for name in dict.fromkeys(job.name for job in plan.jobs) if name in rows]  # some take several jobs
     places = places_of(names)
     shapes = {job.name: job.shape for job in plan.jobs}
     stacked = np.zeros((len(names), Columns(len(plan.agents)).width))

@@ -43,7 +43,7 @@ def _load(modules: Sequence[str], text: str, notify: Callable[[str], None]) -> N
     if missing:
         notify(text)
         child = subprocess.run(
-            [sys.executable, "-m", "streammerge.kernels.load", *missing],
+            [sys.executable, "-P", "-m", "streammerge.kernels.load", *missing],
             env={**os.environ, "STREAMMERGE_CACHE_DIR": str(CACHE.parent)},
             capture_output=True,
         )

@@ -184,3 +184,50 @@ def _is_tmpfs(path):
         lines = [line.split() for line in mounts]
     best = max((line for line in lines if str(path).startswith(line[1])), key=lambda line: len(line[1]))
     return best[2] in ("tmpfs", "ramfs", "overlay")
+
+
+def _killed_at(step, target, files, replaced):
+    """Give an output its name in a process that ends, as by kill -9, before its ``step``-th change of a name; whether
+    it came to that."""
+    child = os.fork()
+    if child == 0:
+        with Staging(target) as staging:
+            for name in [*files, ".journal"]:
+                (staging.folder / name).write_text(f"new {name}")
+            left = iter(range(step - 1))
+
+            def counted(call):
+                return lambda *arguments, **more: os._exit(9) if next(left, None) is None else call(*arguments, **more)
+
+            for name in ("rename", "replace", "unlink"):
+                setattr(Path, name, counted(getattr(Path, name)))
+            staging.finish(files if target.suffix else (), replaced, [".journal"])
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["out", "out.gguf"])
+def test_a_kill_while_names_are_given_loses_nothing(tmp_path, name, overwrite):
+    """All is in place, or all is as before, once the next run begins; and what was replaced stays nowhere for long."""
+    files = ["1.gguf", "2.gguf", "manifest"]
+    for step in range(1, 99):
+        target = tmp_path / str(step) / name
+        target.parent.mkdir()
+        places = [target.with_name(file) for file in files] if target.suffix else [target / file for file in files]
+        for place in places if overwrite else ():
+            place.parent.mkdir(exist_ok=True)
+            place.write_text("old")
+        replaced = (places if target.suffix else [target]) if overwrite else []
+        if not _killed_at(step, target, files, replaced):
+            break
+        with Staging(target) as staging:
+            staging.keep = True
+            found = [place.read_text() if place.exists() else None for place in places]
+            held = [path.read_text() for file in files if (path := staging.folder / file).exists()]
+        new = [f"new {file}" for file in files]
+        before = ["old"] * 3 if overwrite else [None] * 3
+        assert (found, held) == (before, new) or found == new
+        assert {path.name for path in target.parent.iterdir()} <= {name, f"{name}.partial", *files}
+    assert step > 5

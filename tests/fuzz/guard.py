@@ -51,7 +51,7 @@ class _Watch:
 def _is_ours(event: str, arguments: tuple) -> bool:
     """Whether a program is a module of streammerge, which reads a tokenizer in a process of its own."""
     command = arguments[1] if event == "subprocess.Popen" else ()
-    return list(command[:2]) == [sys.executable, "-m"] and command[2].startswith("streammerge.")
+    return list(command[:3]) == [sys.executable, "-P", "-m"] and command[3].startswith("streammerge.")
 
 
 _watch: _Watch | None = None

@@ -19,8 +19,10 @@ from streammerge.formats.inputs import MAX_DEPTH, read_input
 from streammerge.gguf.imatrix import read_imatrix
 from streammerge.gguf.llama import read_llama, rope_factors
 from streammerge.gguf.metadata import general_key_values
+from streammerge.gguf.pretokenizer import Recognition
 from streammerge.gguf.tokenizer import tokenizer_key_values
 from streammerge.mergekit_yaml import read_yaml
+from streammerge.tokens import compare_tokenizers
 from streammerge.yamltext import parse_yaml
 from tests.conftest import save_floats
 from tests.fuzz.corpus import corpus
@@ -273,3 +275,19 @@ def test_a_whole_file_is_read_up_to_its_limit(tmp_path):
     assert read_input(tmp_path / "f", 5) == b"12345"
     with pytest.raises(FormatError, match="is 5 bytes long, more than the 4"):
         read_input(tmp_path / "f", 4)
+
+
+# --- code ------------------------------------------------------------------------------------------------------------
+
+
+def test_no_process_of_ours_imports_from_the_folder_that_one_stands_in(tmp_path, monkeypatch):
+    """Which may be a model that was just downloaded."""
+    for name in ("json", "numpy", "struct", "tokenizers", "ctypes"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(json.dumps(tokenizer(("<s>", "</s>")), indent="ab".index(name)))
+    monkeypatch.chdir(tmp_path)
+    assert compare_tokenizers([tmp_path / "a", tmp_path / "b"]).conflict is None
+    with Recognition(tmp_path / "a") as recognition, pytest.raises(StreammergeError, match="pre-tokenizer"):
+        recognition.name()
+    assert not (tmp_path / "ran").exists()
