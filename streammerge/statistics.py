@@ -2,7 +2,7 @@
 another r needs no such pass.
 
 A file is named by a digest of the inputs (size, modification time, header and a sample of every file), versions, and
-what is measured of which tensors; it holds the ledger's records, a few dozen bytes for each tensor.
+what is measured of which tensors; it holds the ledger's records as a journal does, a few dozen bytes for each tensor.
 """
 
 import json
@@ -13,7 +13,7 @@ from . import checksum
 from .formats.atomic import replace_file
 from .formats.errors import OutputError
 from .formats.jit import CACHE
-from .journal import Record
+from .journal import Record, read_records, record_line
 from .ledger import Ledger
 from .planning import Plan
 from .provenance import Facts
@@ -27,11 +27,7 @@ def load(plan: Plan, run: Facts) -> list[Record]:
     """What was measured before of the same inputs in the same way; nothing if that never was."""
     if plan.method.scope != "model":
         return []
-    try:
-        records: list[Record] = json.loads(_file(plan, run).read_bytes())
-        return records
-    except (OSError, ValueError):
-        return []
+    return list(read_records(_file(plan, run)))
 
 
 def save(plan: Plan, run: Facts, ledger: Ledger) -> None:
@@ -39,7 +35,7 @@ def save(plan: Plan, run: Facts, ledger: Ledger) -> None:
     if plan.method.scope == "model" and not _is_fresh(run):
         try:
             FOLDER.mkdir(parents=True, exist_ok=True)
-            replace_file(_file(plan, run), [json.dumps(list(ledger.measurements())).encode()])
+            replace_file(_file(plan, run), map(record_line, ledger.measurements()))
         except (OSError, OutputError):
             return
 
