@@ -18,6 +18,7 @@ from .formats.gguf import GgufSource
 from .formats.inputs import kind_of, read_json
 from .formats.safetensors import SafetensorsSource
 from .ledger import Ledger
+from .manifest_check import check_facts
 from .planning import Plan, weights_of
 from .provenance import Facts
 
@@ -79,6 +80,8 @@ def read_manifest(path: Path) -> Mapping[str, Any]:
     facts = read_json(path, _MAX_BYTES, _MAX_VALUES)
     if facts.get("manifest") != VERSION:
         raise FormatError(f"{path}: is not a manifest of version {VERSION}, found {facts.get('manifest')!r:.80}")
+    for problem in check_facts(facts):
+        raise FormatError(f"{path}: {problem}; it is not as it was written")
     return facts
 
 
