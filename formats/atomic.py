@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import sys
 import threading
 from collections import deque
@@ -81,6 +82,8 @@ class Staging:
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self.folder.mkdir(exist_ok=True)
+            if self.folder.is_symlink():
+                raise OutputError(f"{self.folder}: is a link, and would be written through; remove it")
             self._lock = _lock(self.folder / ".lock")
             self._undo()
         except OSError as error:
@@ -207,6 +210,8 @@ class PresizedFile:
         try:
             if not existing:
                 path.touch(exist_ok=False)
+            elif not stat.S_ISREG(path.lstat().st_mode):
+                raise OutputError(f"{path}: is no regular file; start anew with --overwrite")
             with self._file.use() as descriptor:
                 if not existing:
                     _presize(descriptor, size)
@@ -378,7 +383,7 @@ def _lock(path: Path) -> int | None:
     """Keep a second run out of the same output; the lock dies with the process."""
     if fcntl is None:
         return None
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

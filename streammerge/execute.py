@@ -100,12 +100,12 @@ class _Execution:
         for index, measure in enumerate(self.plan.method.measures()):
             if not measure.needed(state):
                 continue
-            unknown = [(n, job) for n, job in jobs if self.ledger.measured(index, job.name) is None]
+            unknown = [(n, job) for n, job in jobs if self.ledger.measured(index, job) is None]
             stage = [Running(n, job, [self.plan.method_of(job).measures()[index]], state) for n, job in unknown]
             if stage:
                 self.listener(PassStarted(measure.title, self.plan.input_bytes(running.job for running in stage)))
                 self._stage(workers, stage, partial(self._measured, index))
-            results = [self.ledger.measured(index, job.name) for _, job in jobs]
+            results = [self.ledger.measured(index, job) for _, job in jobs]
             total = np.add.accumulate(np.stack([found for found in results if found is not None]), axis=0)[-1]
             extent = Extent("", sum(job.elements for _, job in jobs), len(self.plan.agents))
             state = measure.conclude(state, total, extent)

@@ -24,7 +24,7 @@ _TOKENIZER = (
 
 def complete_folder(plan: Plan, folder: Path, shares: Sequence[AgentShare]) -> None:
     """Put everything beside the weights into ``folder``."""
-    for source, relative in _copied(plan):
+    for source, relative in copied(plan):
         _copy(source / relative, folder / relative)
     if Path(CONFIG) in plan.base.other_files:
         write_file(folder / CONFIG, _config(plan))
@@ -39,7 +39,7 @@ def _copy(source: Path, target: Path) -> None:
     copy_file(source, target)
 
 
-def _copied(plan: Plan) -> Iterator[tuple[Path, Path]]:
+def copied(plan: Plan) -> Iterator[tuple[Path, Path]]:
     """Files to copy, as folder and name in it: the base's, but for those of a tokenizer."""
     for model in {plan.base.path: plan.base, plan.tokenizer.path: plan.tokenizer}.values():
         for relative in model.other_files:

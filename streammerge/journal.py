@@ -3,8 +3,8 @@
     OUT.partial/.journal      first line: what is being made (recipe, versions, inputs, layout)
                               then a line for each finished piece of work, appended after the data is on the disk
 
-Every line is the CRC-32 of its text, a space, and JSON. A line that does not fit its CRC, and all behind it, never
-happened: that is how a torn write looks. Work that is finished but not yet on the disk is not in the journal.
+Every line is the CRC-32 of its text, a space, and a JSON object. A line that does not fit its CRC, and all behind it,
+never happened: that is how a torn write looks. Work that is finished but not yet on the disk is not in the journal.
 
 The order is everything: data is synced, then lines are appended, then the journal is synced. A thread does this now and
 then, so no worker waits for it; it rests twenty times as long as that took.
@@ -21,8 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .errors import OutputError, why
+from .errors import FormatError, OutputError, why
 from .formats.atomic import replace_file
+from .formats.inputs import MAX_JSON, open_input, parse_json
 
 NAME = ".journal"
 Record = dict[str, Any]
@@ -46,13 +47,13 @@ class Journal:
         self._due = threading.Event()
         self._has_ended = False
         self._failure: OutputError | None = None
-        replace_file(self._path, map(_line, earlier))
+        replace_file(self._path, map(record_line, earlier))
         self._thread = threading.Thread(target=self._write_now_and_then, daemon=True)
         self._thread.start()
 
     def append(self, record: Record) -> None:
         """A piece of work is finished. Raises OutputError if the journal could not be written."""
-        line = _line(record)
+        line = record_line(record)
         with self._lock:
             self._waiting.append(line)
             self._size += len(line)
@@ -101,18 +102,26 @@ class Journal:
 
 def read_journal(folder: Path) -> Iterator[Record]:
     """Every whole line of the journal in a folder, in order, one at a time; none if there is no journal."""
+    return read_records(folder / NAME)
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Every whole line of a file of records, in order, one at a time; none if there is no such file."""
+    if path.is_symlink():  # nothing of ours is one
+        return
     try:
-        with open(folder / NAME, "rb") as file:
-            for line in file:
+        with open_input(path) as file:
+            while line := file.readline(MAX_JSON):
                 crc, _, text = line.removesuffix(b"\n").partition(b" ")
                 if crc != _crc(text):
                     return
-                yield json.loads(text)
-    except OSError:
+                yield parse_json(path, text)
+    except (OSError, FormatError):
         return
 
 
-def _line(record: Record) -> bytes:
+def record_line(record: Record) -> bytes:
+    """A record as it is written."""
     text = json.dumps(record, separators=(",", ":")).encode()
     return _crc(text) + b" " + text + b"\n"
 

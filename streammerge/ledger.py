@@ -6,13 +6,17 @@ With a journal every entry is written there, too, and a ledger can begin with th
 
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import accumulate, chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import checksum
 from .errors import OutputError
+from .jobs import TensorJob
 from .journal import Journal, Record
 from .methods.base import State
 from .planning import Plan
@@ -62,11 +66,27 @@ class Entry:
         return {"job": job, "segments": [self.first, self.count], "whole": self.whole, **numbers}
 
 
-def _entry(record: Record) -> Entry:
-    first, count = record["segments"]
-    inputs, outputs = record["non_finite"]
-    tally = np.array(record["tally"], np.int64)
-    return Entry(first, count, bytes.fromhex(record["digests"]), tally, (inputs, outputs), record["whole"])
+def _entry(record: Record, job: TensorJob, agents: int) -> Entry | None:
+    """What a record tells of a job; None if no run can have written it."""
+    try:
+        digests, whole = bytes.fromhex(record["digests"]), record["whole"]
+        (first, count), (inputs, outputs) = record["segments"], record["non_finite"]
+        possible = (
+            _are_counts([first, count], (2,), job.segments)
+            and _are_counts([inputs, outputs], (2,), (agents + 1) * job.elements)
+            and _are_counts(record["tally"], (agents, 2), job.elements)
+            and (count == job.segments if whole else 0 < count <= job.segments - first)
+            and len(digests) == (1 if whole else count) * checksum.SIZE
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+    return Entry(first, count, digests, np.array(record["tally"]), (inputs, outputs), bool(whole)) if possible else None
+
+
+def _are_counts(numbers: Any, shape: tuple[int, ...], most: int) -> bool:
+    """Whether plain data are integers from 0 to ``most`` in this shape. Raises ValueError where they have none."""
+    found = np.array(numbers)
+    return found.shape == shape and found.dtype == np.int64 and bool(((found >= 0) & (found <= most)).all())
 
 
 @dataclass
@@ -79,6 +99,11 @@ class _Flight:
     def add(self, entry: Entry) -> None:
         self.entries[entry.first] = entry
         self.segments += entry.count
+
+    def is_seamless(self) -> bool:
+        """Whether each entry begins where the one before it ends."""
+        stops = accumulate(self.entries[first].count for first in sorted(self.entries))
+        return all(first == stop for first, stop in zip(sorted(self.entries), chain((0,), stops)))
 
     def landed(self) -> Entry:
         """One entry for the whole tensor."""
@@ -132,9 +157,11 @@ class Ledger:
             self._add(job, entry)
         self._write(entry.to_record(job))
 
-    def measured(self, measure: int, tensor: str) -> NDArray[np.int64] | None:
+    def measured(self, measure: int, job: TensorJob) -> NDArray[np.int64] | None:
         """What a measure pass over the model found in a tensor, if it is known."""
-        return self._measured.get((measure, tensor))
+        found = self._measured.get((measure, job.name))
+        shape = self._plan.method_of(job).measures()[measure].shape(len(self._plan.agents))
+        return found if found is not None and _are_counts(found, shape, job.elements) else None
 
     def add_measured(self, measure: int, tensor: str, numbers: NDArray[np.int64]) -> None:
         """A measure pass over the model is through with a tensor. Raises OutputError if that cannot be written."""
@@ -191,19 +218,29 @@ class Ledger:
     def _add(self, job: int, entry: Entry) -> None:
         flight = self._flights.setdefault(job, _Flight())
         flight.add(entry)
-        if flight.segments == self._plan.jobs[job].segments:
+        if flight.segments == self._plan.jobs[job].segments and flight.is_seamless():
             self._finished[job] = self._flights.pop(job).landed()
 
     def _restore(self, record: Record) -> None:
+        """Take over a record, unless it is one that no run can have written: then that work is done anew."""
         if "measured" in record:
-            measure, tensor = record["measured"]
-            self._measured[measure, tensor] = np.asarray(record["numbers"], np.int64)
-        elif "job" in record:
-            job, entry = record["job"], _entry(record)
+            self._restore_measured(record)
+        elif type(job := record.get("job")) is int and 0 <= job < len(self._plan.jobs) and job not in self._finished:
+            entry = _entry(record, self._plan.jobs[job], len(self._plan.agents))
+            if entry is None or (job in self._flights and entry.first in self._flights[job].entries):
+                return
             if entry.whole:
+                self._flights.pop(job, None)
                 self._finished[job] = entry
             else:
                 self._add(job, entry)
+
+    def _restore_measured(self, record: Record) -> None:
+        with suppress(KeyError, TypeError, ValueError):
+            measure, tensor = record["measured"]
+            numbers = np.array(record["numbers"])
+            if numbers.dtype == np.int64:
+                self._measured[measure, tensor] = numbers
 
     def _is_cut_as_now(self, job: int, flight: _Flight) -> bool:
         made = self._plan.jobs[job]

@@ -18,22 +18,13 @@ from .formats.contract import OutputFile, Source
 from .formats.inputs import kind_of, read_json
 from .formats.safetensors import SafetensorsSource
 from .ledger import Ledger
+from .manifest_check import check_facts
 from .planning import Plan, weights_of
 from .provenance import Facts
 
 NAME = "streammerge-manifest.json"
 VERSION = 1
 _MAX_BYTES, _MAX_VALUES = 128 << 20, 8_000_000  # of 150,000 tensors
-# What is looked at in a manifest; numbers are the least.
-_LOOKED_AT = {
-    "recipe": {},
-    "inputs": [{"name": "", "files": [{}]}],
-    "beside": [{}],
-    "non_finite": 0,
-    "files": {"*": {"size": 0, "header_size": 0, "header": ""}},
-    "tensors": {"*": {"parts": [0], "segment": 1, "origin": "", "checksum": ""}},
-    "companions": {"*": ""},
-}
 _SPLIT = re.compile(r"(.+)-\d{5}-of-\d{5}(\.gguf)")
 
 
@@ -98,22 +89,9 @@ def read_manifest(path: Path) -> Mapping[str, Any]:
     facts = read_json(path, _MAX_BYTES, _MAX_VALUES)
     if facts.get("manifest") != VERSION:
         raise FormatError(f"{path}: is not a manifest of version {VERSION}, found {facts.get('manifest')!r:.80}")
-    if not _is_like(facts, _LOOKED_AT):
-        raise FormatError(f"{path}: is a damaged manifest: it lacks what every manifest has")
+    for problem in check_facts(facts):
+        raise FormatError(f"{path}: {problem}; it is not as it was written")
     return facts
-
-
-def _is_like(found: Any, sample: Any) -> bool:
-    """Whether JSON holds everything that a sample does; "*" is every key, the only item of a list every item."""
-    if isinstance(sample, dict):
-        if not isinstance(found, dict):
-            return False
-        if "*" in sample:
-            return all(_is_like(item, sample["*"]) for item in found.values())
-        return all(key in found and _is_like(found[key], item) for key, item in sample.items())
-    if isinstance(sample, list):
-        return isinstance(found, list) and all(_is_like(item, sample[0]) for item in found)
-    return type(found) is type(sample) and (not isinstance(found, int) or found >= sample)
 
 
 def _companions(plan: Plan, folder: Path) -> Iterator[str]:

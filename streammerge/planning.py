@@ -281,7 +281,9 @@ def _check_place(plan: Plan, output: Path) -> int:
     free = shutil.disk_usage(existing).free + _size_on_disk(partial_folder(target))
     needed = plan.bytes_to_write + (len(index_json(plan.files)) if plan.gguf is None and len(plan.files) > 1 else 0)
     if plan.is_folder:
-        needed += sum((plan.base.path / file).stat().st_size for file in plan.base.other_files)
+        from .folder import copied  # which imports this module
+
+        needed += sum((place / file).stat().st_size for place, file in copied(plan))
     if needed > free:
         raise OutputError(
             f"{output}: needs {budget.format_size(needed)}, but {existing} has {budget.format_size(free)} free"

@@ -34,9 +34,11 @@ def recipe_again(manifest: Mapping[str, Any], models: Sequence[Path], **options:
     names = [facts["name"] for facts in manifest["inputs"]]
     if len(models) != len(names):
         raise RecipeError(f"--against is needed {len(names)} times, {len(models)} given, for: {', '.join(names)}")
-    places = dict(zip(names, models))
+    places, own = dict(zip(names, models)), manifest["recipe"].get("streammerge", {})
+    if not isinstance(own, dict) or not all(isinstance(own.get(option, ""), str) for option in PATHS):
+        raise RecipeError("the manifest's recipe cannot be understood: streammerge")
     for option in PATHS:
-        used, given = manifest["recipe"].get("streammerge", {}).get(option), options.pop(option)
+        used, given = own.get(option), options.pop(option)
         if used is not None and given is None:
             raise RecipeError(f"{used} was used; give it, too: --{option.replace('_', '-')} FILE")
         places |= {used: Path(given)} if used is not None and given is not None else {}
@@ -44,6 +46,10 @@ def recipe_again(manifest: Mapping[str, Any], models: Sequence[Path], **options:
         path = Path(folder) / "recipe.yml"
         path.write_text(json.dumps(manifest["recipe"]), encoding="utf-8")  # JSON is YAML
         fields = read_yaml(path, places)
+    if [fields["base"], *fields["agents"]] != list(models) or any(
+        fields.get(option) not in (None, places.get(own.get(option))) for option in PATHS
+    ):
+        raise RecipeError("the manifest's recipe is of other models than its inputs")
     given = {name: value for name, value in options.items() if value is not None}
     name = next(iter(manifest["files"]), None)  # says whether it is GGUF
     return replace(recipe_of(**fields, **given, output=name), output=None)
@@ -61,6 +67,15 @@ def recompute(
     finally:
         sink.close()
     return list(sink.problems.values()), ledger.chosen
+
+
+def output_sizes(plan: Plan) -> dict[str, int]:
+    """Bytes of every tensor that a plan writes, by its name in the output."""
+    sizes = {name: values.nbytes for name, values in (plan.gguf.constants.items() if plan.gguf else ())}
+    for job in plan.jobs:
+        name = job.target.name if job.target else job.name
+        sizes[name] = sizes.get(name, 0) + job.written(job.elements)
+    return sizes
 
 
 @dataclass

@@ -67,7 +67,7 @@ def _take_over(plan: Plan, staging: Staging, facts: Facts, listener: Listener) -
     ledger, kept = Ledger(plan, known), list[str]()
     if begun is not None and (recipe.resume or not recipe.overwrite):
         staging.keep = True
-        difference = first_difference(facts, begun["run"])
+        difference = first_difference(facts, begun.get("run"))
         if not recipe.resume:
             what = "of this merge" if difference is None else f"of another merge ({difference})"
             error = UnfinishedError(f"{folder}: holds an unfinished run {what}; to start anew: --overwrite")

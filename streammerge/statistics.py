@@ -2,11 +2,12 @@
 another r needs no such pass.
 
 A file is named by a digest of the inputs (size, modification time, header and a sample of every file), versions, and
-what is measured of which tensors; it holds the ledger's records, a few dozen bytes for each tensor.
+what is measured of which tensors; it holds the ledger's records as a journal does, a few dozen bytes for each tensor.
 """
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from . import checksum
 from .formats.atomic import replace_file
 from .formats.errors import OutputError
 from .formats.jit import CACHE
-from .journal import Record
+from .journal import Record, read_records, record_line
 from .ledger import Ledger
 from .planning import Plan
 from .provenance import Facts
@@ -29,11 +30,11 @@ def load(plan: Plan, run: Facts) -> list[Record]:
     """What was measured before of the same inputs in the same way; nothing if that never was."""
     if plan.method.scope != "model":
         return []
-    try:
-        with open(_file(plan, run), "rb") as file:
-            return [_compact(json.loads(line)) for line in file]
-    except (OSError, ValueError, TypeError, KeyError):
-        return []
+    known = []
+    for record in read_records(_file(plan, run)):
+        with suppress(KeyError, TypeError, ValueError):  # one that no run can have written
+            known.append(_compact(record))
+    return known
 
 
 def _compact(record: Record) -> Record:
@@ -46,7 +47,7 @@ def save(plan: Plan, run: Facts, ledger: Ledger) -> None:
     if plan.method.scope == "model" and not _is_fresh(run):
         try:
             FOLDER.mkdir(parents=True, exist_ok=True)
-            replace_file(_file(plan, run), (json.dumps(record).encode() + b"\n" for record in ledger.measurements()))
+            replace_file(_file(plan, run), map(record_line, ledger.measurements()))
         except (OSError, OutputError):
             return
 

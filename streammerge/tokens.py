@@ -18,6 +18,7 @@ from streammerge.formats.inputs import read_json
 
 Runs = tuple[tuple[int, int], ...]  # ids as (first, one past the last), rising
 
+_SECONDS = 60  # for a file that takes one or two
 LARGEST, _MOST_VALUES = 64 << 20, 4_000_000  # bytes and JSON values of a tokenizer.json
 # Beside ids, what decides how a text is cut into tokens.
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
@@ -47,7 +48,13 @@ class Comparison:
 def compare_tokenizers(files: Sequence[Path]) -> Comparison:
     """Compare tokenizer.json files. Raises FormatError if one cannot be read."""
     command = [sys.executable, "-P", "-m", "streammerge.tokens", *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=_SECONDS * len(files)
+        )
+    except subprocess.TimeoutExpired as error:
+        names = ", ".join(map(str, files))
+        raise FormatError(f"{names}: comparing their tokens takes longer than {_SECONDS} s each") from error
     if done.returncode != 0:
         raise FormatError((done.stderr.strip() or f"{files[0]}: cannot be read").splitlines()[-1])
     found = json.loads(done.stdout)
@@ -69,7 +76,7 @@ def _compare(files: Sequence[Path]) -> dict[str, Any]:
         tokenizer = read_json(file, LARGEST, _MOST_VALUES)
         tokens = _tokens(file, tokenizer)
         ids.append(list(_runs(sorted(tokens))))
-        parts.append(_digests(tokenizer))
+        parts.append(_digests(file, tokenizer))
         conflict = conflict or _first_conflict(known, number, tokens)
         for token in tokens.items():
             known.setdefault(token[0], (number, token[1]))
@@ -112,13 +119,15 @@ def _runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
             start = following
 
 
-def _digests(tokenizer: Mapping[str, Any]) -> dict[str, str]:
+def _digests(file: Path, tokenizer: Mapping[str, Any]) -> dict[str, str]:
     """A short stand-in for each part; merges are written as 'a b' or as ['a', 'b'], which is the same."""
     merges = sha256()
-    for pair in tokenizer["model"].get("merges") or ():
-        merges.update(
-            (pair if isinstance(pair, str) else " ".join(map(str, pair))).encode("utf-8", "surrogatepass") + b"\n"
-        )
+    try:
+        for pair in tokenizer["model"].get("merges") or ():
+            text = pair if isinstance(pair, str) else " ".join(map(str, pair))
+            merges.update(text.encode("utf-8", "surrogatepass") + b"\n")
+    except TypeError:
+        raise FormatError(f"{file}: model.merges is no list of pairs") from None
     parts = {name: sha256(json.dumps(tokenizer.get(name), sort_keys=True).encode()).hexdigest() for name in _PARTS}
     return {"merges": merges.hexdigest(), **parts}
 

@@ -25,7 +25,7 @@ from .formats.gguf import GGML_TYPES
 from .manifest import NAME, companions, manifest_path, open_told, read_manifest, without_time
 from .planning import Plan, make_plan
 from .provenance import first_difference, run_facts
-from .recompute import recipe_again, recompute
+from .recompute import output_sizes, recipe_again, recompute
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def verify_output(path: Path, threads: int, listener: Listener, stop: threading.
     problems = [*_files(folder, manifest), *_tensor_table(output, manifest), *_companions(folder, manifest)]
     problems += _strangers(folder, manifest) if place.name == NAME else ()
     wanted = manifest["tensors"]
-    whole = [info for name, info in output.tensors.items() if _facts(info) == _told(wanted.get(name, {}))]
+    whole = [info for name, info in output.tensors.items() if _misfit(info, wanted.get(name)) is None]
     listener(PassStarted("verifying", sum(info.nbytes for info in whole)))
     _load_decoders(whole)
     reader = output.reader("pread")
@@ -94,7 +94,10 @@ def verify_against(
     problems = [f"{place}: is not what was merged: {text}" for place, text in _other_inputs(plan, manifest)]
     if problems:
         return replace(found, problems=tuple(problems))
-    problems, recomputed = recompute(open_told(place, manifest), plan, share, listener, stop)
+    output = open_told(place, manifest)
+    if output_sizes(plan) != {name: info.nbytes for name, info in output.tensors.items()}:
+        return replace(found, problems=(f"{found.output}: the recipe in its manifest gives other tensors",))
+    problems, recomputed = recompute(output, plan, share, listener, stop)
     return replace(found, problems=tuple(problems), recomputed=recomputed)
 
 
@@ -141,19 +144,22 @@ def _tensor_table(output: Source, manifest: Mapping[str, Any]) -> Iterator[str]:
     wanted = manifest["tensors"]
     yield from (f"{output.path}: tensor {name!r} is missing" for name in wanted if name not in output.tensors)
     for name, info in output.tensors.items():
-        if name not in wanted:
-            yield f"{info.file}: tensor {name!r} was not written by this merge"
-        elif _facts(info) != _told(wanted[name]):
-            found, told = _facts(info), _told(wanted[name])
-            yield f"{info.file}: tensor {name!r} is {found[1]} {found[2]} in {found[0]}, written was {told}"
+        if (misfit := _misfit(info, wanted.get(name))) is not None:
+            yield f"{info.file}: tensor {name!r} {misfit}"
 
 
-def _facts(info: TensorInfo) -> tuple[str, str, list[int]]:
-    return info.file.name, info.dtype, list(info.shape)
-
-
-def _told(facts: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    return facts.get("file"), facts.get("dtype"), facts.get("shape")
+def _misfit(info: TensorInfo, wanted: Mapping[str, Any] | None) -> str | None:
+    """How a tensor's header differs from what the manifest says; what it holds is looked at only if it does not."""
+    if wanted is None:
+        return "was not written by this merge"
+    found = info.file.name, info.dtype, list(info.shape)
+    told = tuple(wanted.get(key) for key in ("file", "dtype", "shape"))
+    if found != told:
+        return f"is {found[1]} {found[2]} in {found[0]}, written was {told!s:.200}"
+    block = _block(info.dtype)[1]
+    if sum(wanted["parts"]) != info.nbytes or any(size % block for size in (*wanted["parts"], wanted["segment"])):
+        return "is not cut into segments as the manifest says"
+    return None
 
 
 def _companions(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -198,7 +204,7 @@ class _Check:
         buffer = np.empty(max(min(wanted["segment"], info.nbytes), 1), np.uint8)
         for size in wanted["parts"]:  # of a stack the tensors in it, of a vocabulary its rows by where they come from
             digests = []
-            for position in range(start, start + size, wanted["segment"]):
+            for position in range(start, start + size, max(wanted["segment"], 1)):
                 if self.stop.is_set():
                     raise Interrupted("interrupted; the output is as it was")
                 stop = min(position + wanted["segment"], start + size)
@@ -225,8 +231,7 @@ class _NonFinite:
         self._dtype = info.dtype
         self._is_plain = info.dtype in DTYPES
         self._is_number = (self._is_plain and DTYPES[info.dtype].floating) or not self._is_plain
-        block = (1, DTYPES[info.dtype].itemsize) if self._is_plain else _block(info.dtype)
-        self._block, self._block_bytes = block
+        self._block, self._block_bytes = _block(info.dtype)
         self._values = np.empty(0, np.float32)
 
     def look_at(self, data: Bytes, position: int) -> None:
@@ -248,5 +253,8 @@ class _NonFinite:
 
 
 def _block(dtype: str) -> tuple[int, int]:
+    """Values that stand together, and their bytes."""
+    if dtype in DTYPES:
+        return 1, DTYPES[dtype].itemsize
     kind = GGML_TYPES[dtype]
     return kind.block, kind.block_bytes

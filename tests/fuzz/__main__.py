@@ -8,31 +8,39 @@ import time
 import traceback
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 
 from streammerge import budget
-from streammerge.errors import StreammergeError
-from tests.fuzz.corpus import corpus
-from tests.fuzz.guard import Broken, Hang, check_error, check_memory, fingerprint, watched
+from streammerge.errors import StreammergeError, UnfinishedError
+from tests.fuzz.corpus import LONG_AGO, age, corpus
+from tests.fuzz.guard import Broken, Hang, check_error, check_memory, check_outside, fingerprint, watched
 from tests.fuzz.mutate import break_place, mutate
 from tests.fuzz.targets import TARGETS, Target
 
 MEMORY_DISK = Path("/dev/shm")
 
 
-def make_input(folder: Path, target: Target, rng: Random) -> None:
+def make_input(folder: Path, out: Path, target: Target, rng: Random) -> None:
     """The target's files, one or two of them broken."""
-    chosen = {rng.choice(target.broken) for _ in range(rng.choice((1, 1, 2)))}
+    names = [path for name in target.broken for path in corpus() if path == name or path.startswith(f"{name}/")]
+    chosen = {rng.choice(names) for _ in range(rng.choice((1, 1, 2)))}
     for path, raw in corpus().items():
         if path.startswith(target.files):
-            place = folder / path
+            place = place_of(path, folder, out, target)
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(mutate(path, raw, rng) if path in chosen else raw)
-    if rng.random() < 0.08:
-        break_place(folder / rng.choice(sorted(chosen)), folder.parent / "outside", rng)
+            os.utime(place, ns=LONG_AGO)
+    if rng.random() < 0.1:
+        break_place(place_of(rng.choice(sorted(chosen)), folder, out, target), folder.parent / "outside", rng)
+
+
+def place_of(path: str, folder: Path, out: Path, target: Target) -> Path:
+    """Where a file of the corpus is put: what an earlier run left, beside the output."""
+    return (out if path.startswith(target.left) else folder) / path
 
 
 def try_one(seed: int, number: int, kept: Path | None = None) -> tuple[str, str | None]:
@@ -44,12 +52,14 @@ def try_one(seed: int, number: int, kept: Path | None = None) -> tuple[str, str 
         out.mkdir()
         folder.mkdir()
         (Path(place) / "outside").write_text("{}")
-        make_input(folder, target, rng)
+        make_input(folder, out, target, rng)
         try:
-            return _outcome(target, folder, out), None
+            ended = _outcome(target, folder, out)
+            check_outside(Path(place))
+            return ended, None
         except (Broken, Hang, Exception) as error:
             if kept is not None:
-                shutil.copytree(folder, kept / str(number), symlinks=True, ignore=_special)
+                shutil.copytree(place, kept / str(number), symlinks=True, ignore=_special)
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(last.filename).name}:{last.lineno}"
             return "wrong", f"{target.name} {seed}/{number}: {type(error).__name__} at {where}: {error!s:.200}"
@@ -68,12 +78,14 @@ def _outcome(target: Target, folder: Path, out: Path) -> str:
     before, peak = fingerprint(folder), budget.peak()
     ended = "done"
     try:
-        with watched(out):
+        with watched(out, [out.parent / "outside", Path("/etc/passwd")] if target.confined else ()):
             target.run(folder, out)
     except StreammergeError as error:
         check_error(error)
         ended = type(error).__name__
-        if any(path.suffix != ".partial" for path in out.iterdir()):  # which may be resumed
+        if any(
+            not f"{path.name}/".startswith((*target.left, "m.partial/", "m.gguf.partial/")) for path in out.iterdir()
+        ):
             raise Broken("something of the output was left") from error
     check_memory(peak)
     if fingerprint(folder) != before:
@@ -99,9 +111,12 @@ def warm_up() -> None:
             folder, out = Path(place) / "in", Path(place) / "out"
             out.mkdir()
             for path, raw in corpus().items():
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                (folder / path).write_bytes(raw)
-            target.run(folder, out)
+                whole = place_of(path, folder, out, target)
+                whole.parent.mkdir(parents=True, exist_ok=True)
+                whole.write_bytes(raw)
+            age(folder)
+            with suppress(UnfinishedError):  # which is what there is to say of a whole journal
+                target.run(folder, out)
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self.inside: Path | None = None
+        self.unread: tuple[str, ...] = ()
         self.seen: list[str] = []
         sys.addaudithook(self.hear)
 
@@ -43,6 +44,8 @@ class _Watch:
             place = arguments[0]
             if isinstance(place, str | bytes | os.PathLike) and not self._allowed(os.fsdecode(place)):
                 self.seen.append(f"{event} {place!r:.200}")
+        elif event == "open" and isinstance(arguments[0], str) and os.path.abspath(arguments[0]) in self.unread:
+            self.seen.append(f"read {arguments[0]!r:.200}")
 
     def _allowed(self, place: str) -> bool:
         return Path(os.path.abspath(place)).is_relative_to(self.inside) or not place.startswith("/")
@@ -58,8 +61,9 @@ _watch: _Watch | None = None
 
 
 @contextmanager
-def watched(output: Path) -> Iterator[None]:
-    """Raises Broken if anything is written outside of ``output``, or any program is run, or it hangs."""
+def watched(output: Path, unread: Sequence[Path] = ()) -> Iterator[None]:
+    """Raises Broken if anything is written outside of ``output``, or any program is run, or it hangs, or a file is read
+    by a name that leads to one of ``unread``."""
     global _watch
     _watch = _watch or _Watch()
 
@@ -67,7 +71,7 @@ def watched(output: Path) -> Iterator[None]:
         raise Hang(f"longer than {SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, ring)
-    _watch.inside, _watch.seen = output, []
+    _watch.inside, _watch.unread, _watch.seen = output, tuple(map(str, unread)), []
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         yield
@@ -106,3 +110,9 @@ def _content(path: Path) -> str:
         if path.is_file() and status.st_size < 1 << 24:
             return hashlib.sha256(path.read_bytes()).hexdigest()
     return f"{status.st_mode:o} {status.st_size}"
+
+
+def check_outside(place: Path) -> None:
+    """Beside the folders of input and output nothing was made or changed."""
+    if {path.name for path in place.iterdir()} != {"in", "out", "outside"} or (place / "outside").read_text() != "{}":
+        raise Broken("something outside was made or changed")

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -15,8 +16,8 @@ BACK = "\\"
 NASTY: tuple = (
     None, True, False, -1, 0, 1, 2, 3, 64, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64, 10**400,
     -(2**63), 0.5, -0.0, 1e308, 1e-320, float("nan"), float("inf"),
-    "", " ", "a" * 3000, "\0", "a\0b", "\ud800", "\udc80", "ü", "😀", "../../x", "/etc/passwd", "..", ".", "a/b",
-    f"C:{BACK}x", "\x1b[31mred", "two\nlines", "`<script>alert(1)</script>`", "a|b", "---",
+    "", " ", "a" * 3000, "\0", "a\0b", "\ud800", "\udc80", "ü", "😀", "../../x", "../../outside", "/etc/passwd", "..",
+    ".", "a/b", f"C:{BACK}x", "\x1b[31mred", "two\nlines", "`<script>alert(1)</script>`", "a|b", "---",
     "F32", "F16", "BF16", "F64", "I64", "BOOL", "U8", "F8_E4M3", "C64", "model.safetensors", "lm_head.weight",
     "model.embed_tokens.weight", "model.layers.999999999.mlp.up_proj.weight", "x.qweight", "LlamaForCausalLM", "<s>",
     "BPE", [], {}, [[]], [0], [1, 2], [-1], [2**63, 2], [0, 2**62], [1] * 70, ["a"], {"a": 1}, [None],
@@ -38,6 +39,8 @@ def mutate(path: str, raw: bytes, rng: Random) -> bytes:
     ways: list[Callable[[bytes, Random], bytes]] = [break_bytes]
     if path.endswith(".safetensors"):
         ways += [break_header] * 5
+    elif path.endswith(".journal") or path.startswith("statistics/"):
+        ways += [break_journal] * 8
     elif path.endswith(".json"):
         ways += [break_json] * 5
     elif path.endswith((".gguf", ".dat")):
@@ -104,6 +107,25 @@ def break_header(raw: bytes, rng: Random) -> bytes:
     return struct.pack("<Q", told) + header + raw[8 + length :]
 
 
+def break_journal(raw: bytes, rng: Random) -> bytes:
+    """A line of a journal: dropped, doubled, moved, or changed with a CRC that fits, mostly."""
+    lines = raw.splitlines()
+    if not lines:
+        return break_bytes(raw, rng)
+    number, way = rng.randrange(len(lines)), rng.randrange(8)
+    line = lines[number]
+    if way == 0:
+        del lines[number]
+    elif way == 1:
+        lines.insert(rng.randrange(len(lines)), line)
+    elif way == 2:
+        lines.append(lines.pop(number))
+    else:
+        text = break_json(line[9:], rng)
+        lines[number] = b"%08x %s" % (zlib.crc32(text), text) if rng.random() < 0.95 else line[:9] + text
+    return b"\n".join(lines) + b"\n"
+
+
 def _changed(parsed: object, rng: Random) -> object:
     """The tree with one branch replaced, dropped, doubled or renamed."""
     if not isinstance(parsed, dict | list) or not parsed or rng.random() < 0.05:
@@ -148,7 +170,7 @@ def break_place(path: Path, outside: Path, rng: Random) -> None:
     """Put something else in a file's place: nothing, a folder, a pipe, a link, a hole."""
     raw = path.read_bytes()
     path.unlink()
-    way = rng.randrange(9)
+    way = rng.randrange(10)
     if way == 0:
         path.mkdir()
     elif way == 1:
@@ -164,6 +186,8 @@ def break_place(path: Path, outside: Path, rng: Random) -> None:
     elif way == 6 and len(str(path)) < 100:
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(str(path))
+    elif way == 8:
+        path.symlink_to(outside.with_name("made"))  # writing would make it
     elif way == 7:
         path.write_bytes(raw)
         os.truncate(path, 2**40)

@@ -3,18 +3,26 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import ml_dtypes
 import numpy as np
+from rich.console import Console
 
 import streammerge
+import streammerge.statistics
 from streammerge.api import merge_recipe, plan_recipe, recipe_of
+from streammerge.escape import printable
+from streammerge.inspection import document, page, table
+from streammerge.inspection.run import inspect as inspect_models
 from streammerge.mergekit_yaml import read_yaml
 from streammerge.plantext import plan_text
 from streammerge.report import summary
 from tests import oracle
-from tests.fuzz.guard import Broken
+from tests.fuzz.guard import LONGEST, Broken
 from tests.gguf.merging import PRE
 
 TYPES = {
@@ -25,12 +33,15 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Target:
-    """``broken``: which files of the corpus are; ``files``: prefixes of all that it reads."""
+    """``broken``: which files of the corpus are, or folders of them; ``files``: prefixes of all that it reads,
+    ``left``: of those that an earlier run left beside the output. ``confined``: no name in a file may lead out."""
 
     name: str
     run: Callable[[Path, Path], None]
     files: tuple[str, ...]
     broken: tuple[str, ...]
+    left: tuple[str, ...] = ()
+    confined: bool = False
 
 
 def plan(folder: Path, out: Path) -> None:
@@ -99,11 +110,91 @@ def merge_recipe_file(folder: Path, out: Path) -> None:
     merge_recipe(recipe_of(output=out / "m", **fields))
 
 
+def verify(folder: Path, out: Path) -> None:
+    """A folder and its manifest, on their own and against the models."""
+    _verified(folder, out, "merged")
+
+
+def verify_gguf(folder: Path, out: Path) -> None:
+    """A file and its manifest."""
+    _verified(folder, out, "merged.gguf")
+
+
+def _verified(folder: Path, out: Path, name: str) -> None:
+    with patch("tempfile.tempdir", str(out)):
+        models = [folder / "base", folder / "agent"]
+        found = streammerge.verify(folder / name, models, share=1.0, threads=2)
+    shown = [printable(line) for line in found.lines()]
+    json.dumps(found.to_dict())
+    if any(len(line) > LONGEST for line in shown):
+        raise Broken(f"a problem of {max(map(len, shown))} characters")
+
+
+def unfinished(folder: Path, out: Path) -> None:
+    """What an earlier run left must not be lost."""
+    _merge_long(folder, out)
+
+
+def overwrite(folder: Path, out: Path) -> None:
+    """What an earlier run left changes nothing."""
+    _merge_long(folder, out, overwrite=True)
+    check_merged(folder, out / "m", "long-base", "long-agent")
+
+
+def resume(folder: Path, out: Path) -> None:
+    """A journal that lies may make wrong bytes, and no more than that; the manifest tells of them, mostly."""
+    _merge_long(folder, out, resume=True)
+    with patch("tempfile.tempdir", str(out)):
+        streammerge.verify(out / "m", [folder / "long-base", folder / "long-agent"], share=1.0)
+
+
+def _merge_long(folder: Path, out: Path, **options: Any) -> None:
+    models = folder / "long-base", [folder / "long-agent"]
+    report = streammerge.merge(*models, out / "m", method="ram", threads=1, **options)
+    json.dumps(report.to_dict())
+
+
+def inspect(folder: Path, out: Path) -> None:
+    """A table, JSON and a page."""
+    found = inspect_models(folder / "base", [folder / "agent", folder / "wide"], threads=2)
+    json.loads("".join(document.json_pieces(found)))
+    with StringIO() as text:
+        table.show(found, Console(file=text, width=100))
+        if not all(line.isprintable() for line in text.getvalue().split("\n")):
+            raise Broken("the table holds what a terminal obeys")
+    page.write(found, out / "page.html")
+
+
+def vocabulary(folder: Path, out: Path) -> None:
+    """Rows by id; companions are compared."""
+    models = folder / "base", [folder / "agent", folder / "wide"]
+    planned = streammerge.plan(*models, out / "m", method="ram")
+    _shown(planned)
+    if any(len(printable(notice)) > LONGEST for notice in planned.notices):
+        raise Broken("a notice that is too long")
+    streammerge.merge(*models, out / "m", method="ram")
+
+
+def statistics(folder: Path, out: Path) -> None:
+    """What is in the cache is used or replaced; what comes out is the same, mostly."""
+    with patch.object(streammerge.statistics, "FOLDER", out / "statistics"):
+        streammerge.merge(folder / "base", [folder / "agent"], out / "m", method="ram+")
+
+
 _CONFIGS = ("base/config.json", "base/model.safetensors", "agent/model.safetensors")
 _TOKENIZER = ("base/tokenizer.json", "base/tokenizer_config.json", "base/special_tokens_map.json", "base/config.json",
               "base/README.md", "base/generation_config.json", "base/chat_template.jinja",
               "base/additional_chat_templates/tool.jinja")  # fmt: skip
 BOTH = ("base/", "agent/")
+_WIDE = ("wide/tokenizer.json", "wide/tokenizer.json", "wide/config.json", "wide/tokenizer_config.json",
+         "wide/model.safetensors", "wide/chat_template.json", "wide/generation_config.json", "base/tokenizer.json",
+         "base/chat_template.jinja", "base/special_tokens_map.json")  # fmt: skip
+_MANIFEST = "merged/streammerge-manifest.json"
+_SHARDS = ("merged/model.safetensors.index.json", "merged/model-00001-of-00009.safetensors",
+           "merged/model-00002-of-00009.safetensors")  # fmt: skip
+_GGUF = ("merged.gguf.manifest.json", "merged.gguf.manifest.json", "merged.gguf")
+_LONG, _LEFT = ("long-", "m.partial/"), ("m.partial/",)
+_PARTIAL = ("m.partial/.journal", "m.partial/.journal", "m.partial/.lock", "m.partial/model.safetensors")
 TARGETS = (
     Target("plan", plan, BOTH, _CONFIGS),
     Target("plan", plan, BOTH, ("base/model.safetensors",)),
@@ -119,6 +210,16 @@ TARGETS = (
     Target("imatrix.gguf", imatrix_gguf, (*BOTH, "imatrix.gguf"), ("imatrix.gguf",)),
     Target("recipe", recipe, (*BOTH, "recipe.yml"), ("recipe.yml",)),
     Target("merge a recipe", merge_recipe_file, (*BOTH, "recipe.yml"), ("recipe.yml",)),
+    Target("verify", verify, (*BOTH, "merged/"), (_MANIFEST,), confined=True),
+    Target("verify", verify, (*BOTH, "merged/"), (_MANIFEST, *_SHARDS), confined=True),
+    Target("verify GGUF", verify_gguf, (*BOTH, "merged.gguf"), _GGUF, confined=True),
+    Target("unfinished", unfinished, _LONG, _PARTIAL, _LEFT),
+    Target("overwrite", overwrite, _LONG, _PARTIAL, _LEFT),
+    Target("resume", resume, _LONG, _PARTIAL, _LEFT),
+    Target("resume", resume, _LONG, ("m.partial/.journal",), _LEFT),
+    Target("inspect", inspect, (*BOTH, "wide/"), (*_CONFIGS, "wide/model.safetensors")),
+    Target("vocabulary", vocabulary, (*BOTH, "wide/"), _WIDE),
+    Target("statistics", statistics, (*BOTH, "statistics/"), ("statistics",), ("statistics/",)),
 )
 
 
@@ -132,9 +233,9 @@ def _shown(planned: streammerge.Plan) -> None:
 # --- is it right? ----------------------------------------------------------------------------------------------------
 
 
-def check_merged(folder: Path, merged: Path) -> None:
+def check_merged(folder: Path, merged: Path, ours: str = "base", theirs: str = "agent") -> None:
     """Every tensor of the base is there once, as the formula says; whatever broke the input."""
-    base, agent, found = (read_tensors(place) for place in (folder / "base", folder / "agent", merged))
+    base, agent, found = (read_tensors(place) for place in (folder / ours, folder / theirs, merged))
     if base.keys() != found.keys():
         raise Broken(f"tensors differ: {sorted(base.keys() ^ found.keys())[:5]}")
     for name, (dtype, shape, raw) in base.items():
