@@ -106,7 +106,7 @@ class Staging:
     def clear(self, kept: Collection[str] = ()) -> None:
         """Remove what an earlier run left, but for the files that are ``kept``. Raises OutputError."""
         try:
-            for entry in self.folder.iterdir():
+            for entry in sorted(self.folder.iterdir()):  # hidden ones first: nothing vouches for what is gone
                 if entry.name not in kept and entry.name != ".lock":
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         except OSError as error:

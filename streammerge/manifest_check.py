@@ -53,10 +53,11 @@ def _is_input(name: int, facts: Any) -> bool:
 
 
 def _is_path(name: str) -> bool:
-    """Whether it can be printed and stays inside."""
+    """Whether it can be the name of a file and stays inside."""
     parts = PurePosixPath(name).parts
     inside = "/" not in parts and ".." not in parts and PurePosixPath(name).as_posix() == name != "."
-    return inside and is_name(name) and all(len(part.encode()) <= _MAX_NAME for part in parts)
+    names = (part.encode(errors="surrogatepass") for part in parts)
+    return inside and all(0 < len(part) <= _MAX_NAME and 0 not in part for part in names)
 
 
 def _is_count(value: Any, most: int = 2**63 - 1) -> bool:

@@ -30,7 +30,8 @@ _PIECE = 1 << 16
 
 def recipe_again(manifest: Mapping[str, Any], models: Sequence[Path], **options: Any) -> Recipe:
     """The recipe that a manifest tells of, for ``models`` (the base first). ``options``: an importance matrix and a
-    template where they were used, memory, threads. Raises RecipeError."""
+    template where they were used, memory, threads. What is not finite was allowed, or is not there. Raises
+    RecipeError."""
     names = [facts["name"] for facts in manifest["inputs"]]
     if len(models) != len(names):
         raise RecipeError(f"--against is needed {len(names)} times, {len(models)} given, for: {', '.join(names)}")
@@ -52,7 +53,7 @@ def recipe_again(manifest: Mapping[str, Any], models: Sequence[Path], **options:
         raise RecipeError("the manifest's recipe is of other models than its inputs")
     given = {name: value for name, value in options.items() if value is not None}
     name = next(iter(manifest["files"]), None)  # says whether it is GGUF
-    return replace(recipe_of(**fields, **given, output=name), output=None)
+    return replace(recipe_of(**fields, **given, output=name), output=None, allow_non_finite=True)
 
 
 def recompute(

@@ -103,6 +103,7 @@ def _execute(
     stop: threading.Event,
 ) -> Outcome:
     """Do what is left to do, and see that the inputs are still what they were."""
+    settled = statistics.are_settled(facts)
     sink = _open_sink(plan, folder, existing=ledger.share > 0)
     try:
         with Journal(folder, chain([{"run": facts}], ledger.records()), sink.sync) as ledger.journal:
@@ -112,7 +113,8 @@ def _execute(
     finally:
         sink.close()
     check_unchanged(facts["inputs"], plan)
-    statistics.save(plan, facts, ledger)
+    if settled:
+        statistics.save(plan, facts, ledger)
     return outcome
 
 

@@ -44,7 +44,7 @@ def _compact(record: Record) -> Record:
 
 def save(plan: Plan, run: Facts, ledger: Ledger) -> None:
     """Keep what was measured. A cache that cannot be written is no error."""
-    if plan.method.scope == "model" and not _is_fresh(run):
+    if plan.method.scope == "model":
         try:
             FOLDER.mkdir(parents=True, exist_ok=True)
             replace_file(_file(plan, run), map(record_line, ledger.measurements()))
@@ -59,6 +59,7 @@ def _file(plan: Plan, run: Facts) -> Path:
     return FOLDER / f"{checksum.digest(json.dumps(facts).encode()).hex()}.json"
 
 
-def _is_fresh(run: Facts) -> bool:
+def are_settled(run: Facts) -> bool:
+    """Whether the inputs, looked at just now, would have another time if they were modified from now on."""
     newest = max(file["modified"] for model in run["inputs"] for file in model["files"])
-    return bool(time.time_ns() - newest < _SETTLED)
+    return bool(time.time_ns() - newest >= _SETTLED)

@@ -21,7 +21,7 @@ import streammerge.statistics
 from bench.sample.generate import Shape, make_agent, make_base
 from streammerge import budget, journal
 from streammerge.errors import Interrupted, OutputError, UnfinishedError
-from streammerge.events import Advanced, Notice, PassStarted
+from streammerge.events import Advanced, Finishing, Notice, PassStarted
 from streammerge.ledger import Ledger, Outcome
 from streammerge.planning import ENTRY
 from streammerge.varying import ByTensor, Rule
@@ -235,6 +235,22 @@ def test_counts_are_used_again_with_another_r(models, tmp_path):
     forget_statistics()
     streammerge.merge(*models, tmp_path / "d" / "out", parameters={"r": 0.2})
     assert digests(tmp_path / "b" / "out") == digests(tmp_path / "d" / "out")
+
+
+def test_counts_of_inputs_that_were_just_written_are_not_kept(tmp_path, monkeypatch):
+    """However long the merge took: written again in the same tick of the clock, they would look the same."""
+    monkeypatch.setattr(streammerge.statistics, "_SETTLED", 0)
+    base = make_base(tmp_path / "base", dataclasses.replace(SHAPE, layers=1))
+    agent = make_agent(tmp_path / "agent", base, index=0)
+    soon = time.time_ns() + 10**9
+    os.utime(agent / "model.safetensors", ns=(soon, soon))
+
+    def wait(event):
+        if isinstance(event, Finishing):
+            time.sleep(max(soon - time.time_ns(), 0) / 1e9 + 0.01)
+
+    streammerge.merge(base, [agent], tmp_path / "out", listener=wait)
+    assert list(streammerge.statistics.FOLDER.iterdir()) == []
 
 
 def test_parameters_that_vary_by_tensor_are_told_apart(models, tmp_path):

@@ -244,6 +244,16 @@ def test_what_is_copied_need_not_be_finite(tmp_path):
     assert streammerge.verify(tmp_path / "out", [base, agent]).problems == ()
 
 
+def test_what_was_merged_with_nan_is_computed_again(tmp_path):
+    base, agent = (
+        save_floats(tmp_path / name, {"a.weight": np.full((8, 16), value, "f4")})
+        for name, value in (("base", 1), ("agent", np.nan))
+    )
+    streammerge.merge(base, [agent], tmp_path / "out", allow_non_finite=True)
+    found = streammerge.verify(tmp_path / "out", [base, agent], share=1.0)
+    assert found.problems == () and found.recomputed == 1
+
+
 def test_a_damaged_manifest_is_one_error(made, out):
     path = out / "streammerge-manifest.json"
     whole = json.loads(path.read_text())

@@ -231,3 +231,13 @@ def test_a_kill_while_names_are_given_loses_nothing(tmp_path, name, overwrite):
         assert (found, held) == (before, new) or found == new
         assert {path.name for path in target.parent.iterdir()} <= {name, f"{name}.partial", *files}
     assert step > 5
+
+
+def test_what_vouches_for_files_is_cleared_before_them(tmp_path, monkeypatch):
+    cleared = []
+    monkeypatch.setattr(Path, "unlink", lambda path, **more: cleared.append(path.name))
+    with Staging(tmp_path / "out") as staging:
+        for name in ("b", ".journal", "a"):
+            (staging.folder / name).touch()
+        staging.clear()
+    assert cleared == [".journal", "a", "b"]
