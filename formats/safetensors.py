@@ -81,8 +81,17 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
         pickles = sorted([*path.glob("*.bin"), *path.glob("*.pth"), *path.glob("*.pt")])
         if pickles:
             raise _pickle_refused(pickles[0])
-        raise FormatError(f"{path}: no .safetensors file in this folder")
+        raise FormatError(f"{path}: no .safetensors file in this folder{_elsewhere(path)}")
     return shards
+
+
+def _elsewhere(path: Path) -> str:
+    """Where the weights may be that are not in a folder."""
+    if (path / "snapshots").is_dir():
+        return "; of the Hub's cache give a folder in its snapshots"
+    if any(path.glob("*.gguf")):
+        return "; GGUF files are not read yet, give the checkpoint that they were made from"
+    return "; give the folder with the weights" if any(path.glob("*/*.safetensors")) else ""
 
 
 def _not_found(path: Path) -> str:

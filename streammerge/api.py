@@ -61,6 +61,8 @@ def recipe_of(
 ) -> Recipe:
     """A recipe from plain values: paths and sizes may be texts. Raises RecipeError."""
     fields: dict[str, Any] = dict(options)
+    if output is not None and Path(output).name in ("", "..") and str(output):
+        raise RecipeError(f"-o {output}: is a place, not a name; give the folder or file that is to be made there")
     if output is not None and not str(output):
         raise RecipeError("the output's name is empty; -o takes a folder, or a file that ends in .safetensors or .gguf")
     if fields.get("report") is not None:
@@ -135,14 +137,15 @@ def verify(
     """Check a merged model against its manifest. ``against`` are the base and the agents: a ``share`` of the merge is
     computed from them again, with the importance matrix and template that were used. Raises StreammergeError if there
     is no manifest, or if a file cannot be read; what is wrong with the output is in ``problems``."""
-    from .verification import verify_against, verify_output
+    from .verification import plan_again, verify_against, verify_output
 
     stop = stop or threading.Event()
-    found = verify_output(Path(output), threads or processors(), listener, stop)
-    if not against or found.problems:
-        return found
     beside = {"imatrix": imatrix, "gguf_template": gguf_template, "max_ram": max_ram, "threads": threads}
-    return verify_against(found, [Path(model) for model in against], beside, share, listener, stop)
+    planned = plan_again(Path(output), [Path(model) for model in against], beside) if against else None
+    found = verify_output(Path(output), threads or processors(), listener, stop)
+    if planned is None or found.problems:
+        return found
+    return verify_against(found, planned, share, listener, stop)
 
 
 def plan_recipe(recipe: Recipe, listener: Listener = lambda event: None) -> Plan:

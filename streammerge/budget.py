@@ -106,8 +106,9 @@ def fit(demand: Demand, *, allowed: int, reserved: int, threads: int) -> Memory:
     smallest = fixed + demand.tensor + demand.per_worker(fewest * BLOCK)
     least = -(-smallest // (4 * MIB)) * 4 * MIB  # rounded up: reserved varies a little
     if smallest > allowed:
+        unit = "" if allowed >= MIB else f"; a number without a unit is bytes, write {allowed}G"
         raise BudgetError(
-            f"--max-ram {format_size(allowed)} is too small: it needs at least {format_size(least)} "
+            f"--max-ram {format_size(allowed)} is too small{unit}: it needs at least {format_size(least)} "
             f"({format_size(reserved)} reserved by the process, the rest for one worker); try --max-ram {least // MIB}M"
         )
     for workers in range(threads, 0, -1):

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -29,6 +30,9 @@ class MergeByDefault(click.Group):
         """See click."""
         own = {"--help", "-h", "--version"}
         if args and args[0] not in self.commands and args[0] not in own:
+            near = get_close_matches(args[0], self.commands, 1, 0.75)
+            if near and not Path(args[0]).exists():
+                raise click.UsageError(f"No such command {args[0]!r}. Did you mean {near[0]!r}?", ctx)
             args = ["merge", *args]
         return super().parse_args(ctx, args)
 

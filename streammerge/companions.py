@@ -20,6 +20,7 @@ _SHOWN = 48  # characters of a value
 _NAMED = ("bos", "eos", "pad", "unk")
 # What a config says about how the weights are used; what else differs concerns training, or fails with the tensors.
 _SETTINGS = (
+    "architectures", "model_type", "num_attention_heads", "num_key_value_heads", "head_dim",
     "rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings", "sliding_window", "rms_norm_eps",
     "hidden_act", "attention_bias", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip

@@ -18,12 +18,12 @@ from .formats.contract import OutputFile, Source
 from .formats.inputs import kind_of, read_json
 from .formats.safetensors import SafetensorsSource
 from .ledger import Ledger
-from .manifest_check import check_facts
+from .manifest_check import NAME, check_facts
 from .planning import Plan, weights_of
 from .provenance import Facts
 
-NAME = "streammerge-manifest.json"
 VERSION = 1
+_ENDING = ".manifest.json"
 _MAX_BYTES, _MAX_VALUES = 128 << 20, 8_000_000  # of 150,000 tensors
 _SPLIT = re.compile(r"(.+)-\d{5}-of-\d{5}(\.gguf)")
 
@@ -40,7 +40,7 @@ def manifest_path(output: Path) -> Path:
 
 def manifest_name(output: Path) -> str:
     """What the manifest of an output file is called."""
-    return f"{output.name}.manifest.json"
+    return f"{output.name}{_ENDING}"
 
 
 def open_output(path: Path) -> Source:
@@ -91,7 +91,15 @@ def read_manifest(path: Path) -> Mapping[str, Any]:
         raise FormatError(f"{path}: is not a manifest of version {VERSION}, found {facts.get('manifest')!r:.80}")
     for problem in check_facts(facts):
         raise FormatError(f"{path}: {problem}; it is not as it was written")
-    return facts
+    return _as_named_now(path.name.removesuffix(_ENDING), facts) if path.name != NAME else facts
+
+
+def _as_named_now(name: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """A single file may be renamed together with its manifest."""
+    if len(facts["files"]) != 1 or name in facts["files"]:
+        return facts
+    tensors = {tensor: {**told, "file": name} for tensor, told in facts["tensors"].items()}
+    return {**facts, "files": {name: next(iter(facts["files"].values()))}, "tensors": tensors}
 
 
 def _companions(plan: Plan, folder: Path) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from .formats.inputs import is_name
 
+NAME = "streammerge-manifest.json"
 _MAX_NAME = 255  # bytes of a file's name
 _MAX_HEADER = 80 << 20  # bytes; those of GGUF are the largest
 _SEGMENT = (1 << 13, 64 << 20)  # bytes; it is some 65,536 weights, whole rows or heads; one is in memory at a time

@@ -36,6 +36,7 @@ class Matched:
 def match(recipe: Recipe, base: Checkpoint, agents: Sequence[Checkpoint]) -> Matched:
     """Decide about every tensor from headers. Raises MismatchError, RecipeError, FormatError."""
     selection = Selection(recipe, base)
+    _check_family(base, agents, selection)
     heads = align_heads(recipe.head, (base, *agents), selection)
     base, *agents = heads.models
     if heads.tied is not None:
@@ -77,6 +78,21 @@ def check_distinct(base: Checkpoint, agents: Sequence[Checkpoint], method: Metho
                 f"agent {number}, {agent.path}, is the same model as {seen[agent.identity]}; leave it out"
             )
         seen[agent.identity] = f"agent {number}, {agent.path}"
+
+
+def _check_family(base: Checkpoint, agents: Sequence[Checkpoint], selection: Selection) -> None:
+    """A model of another architecture is one error, not one for each of its tensors."""
+    wanted = [info for info in base.tensors.values() if selection.reason(info.name) is None]
+    for agent in agents:
+        found = [agent.tensors.get(info.name) for info in wanted]
+        others = [(info, own) for info, own in zip(wanted, found) if own is None or own.shape != info.shape]
+        if len(others) > max(3, len(wanted) // 2):
+            info, own = others[0]
+            shape = "is missing" if own is None else f"has shape {list(own.shape)}"
+            raise MismatchError(
+                f"{agent.path}: was not made from the base {base.path}: {len(others)} of {len(wanted)} tensors are "
+                f"missing or have another shape; {info.name!r} {shape}, in the base {list(info.shape)}"
+            )
 
 
 def check_something_is_merged(jobs: Sequence[TensorJob]) -> None:

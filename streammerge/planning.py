@@ -26,6 +26,7 @@ from .formats.safetensors import SINGLE, index_json, layout
 from .inspection.observing import DEFAULT_EPSILON, Columns, Observe
 from .jobs import TensorJob
 from .kernels.contract import BLOCK
+from .manifest_check import NAME as MANIFEST
 from .matching import check_distinct, check_something_is_merged, match
 from .methods.base import Measure, Method
 from .recipe import DEFAULT_SHARD, Recipe
@@ -275,6 +276,9 @@ def _check_place(plan: Plan, output: Path) -> int:
     if occupied and not plan.recipe.overwrite:
         more = f" (and {len(occupied) - 1} more)" if len(occupied) > 1 else ""
         raise OutputError(f"{occupied[0]}{more}: exists already; choose another, or give --overwrite")
+    for place in occupied:
+        if not _may_be_replaced(place):
+            raise OutputError(f"{place}: is no model that was written here, and is not replaced; choose another")
     existing = next(parent for parent in target.parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise OutputError(f"{existing}: is not a folder that can be written to")
@@ -289,6 +293,13 @@ def _check_place(plan: Plan, output: Path) -> int:
             f"{output}: needs {budget.format_size(needed)}, but {existing} has {budget.format_size(free)} free"
         )
     return free
+
+
+def _may_be_replaced(place: Path) -> bool:
+    """--overwrite is for models: a folder of ours, known by its manifest, or a file that is called like one."""
+    if place.is_dir() and not place.is_symlink():
+        return (place / MANIFEST).is_file()
+    return place.suffix.lower() in (".safetensors", ".gguf")
 
 
 def _size_on_disk(folder: Path) -> int:

@@ -49,6 +49,8 @@ def first_difference(found: Any, wanted: Any, where: str = "") -> str | None:
             (f"{where} {_label(item, number)}", item, was) for number, (item, was) in enumerate(zip(found, wanted))
         ]
     else:
+        if found != wanted and where.endswith(" modified"):
+            return f"{where:.200} since"
         return None if found == wanted else f"{where or 'the run':.200} is {found!s:.200}, was {wanted!s:.200}"
     return next((text for place, one, other in pairs if (text := first_difference(one, other, place))), None)
 

@@ -79,18 +79,17 @@ def verify_output(path: Path, threads: int, listener: Listener, stop: threading.
     return Verification(path, len(output.tensors), weights, tuple(problems))
 
 
+def plan_again(path: Path, models: Sequence[Path], options: Mapping[str, Any]) -> Plan:
+    """The plan of an output's manifest for these models, the base first. Raises StreammergeError."""
+    return make_plan(recipe_again(read_manifest(manifest_path(path)), models, **options))
+
+
 def verify_against(
-    found: Verification,
-    models: Sequence[Path],
-    options: Mapping[str, Any],
-    share: float,
-    listener: Listener,
-    stop: threading.Event,
+    found: Verification, plan: Plan, share: float, listener: Listener, stop: threading.Event
 ) -> Verification:
-    """Compute a share of a verified output again from ``models``, the base first. Raises StreammergeError."""
+    """Compute a share of a verified output again. Raises StreammergeError."""
     place = manifest_path(found.output)
     manifest = read_manifest(place)
-    plan = make_plan(recipe_again(manifest, models, **options))
     problems = [f"{place}: is not what was merged: {text}" for place, text in _other_inputs(plan, manifest)]
     if problems:
         return replace(found, problems=tuple(problems))

@@ -157,6 +157,7 @@ def test_an_output_that_exists_is_kept(tiny, tmp_path):
     (tmp_path / "out" / "mine").write_text("")
     with pytest.raises(OutputError, match="exists already.*--overwrite"):
         streammerge.plan(tiny / "base", [tiny / "agent-0"], tmp_path / "out")
+    (tmp_path / "out" / "streammerge-manifest.json").write_text("{}")
     assert streammerge.plan(tiny / "base", [tiny / "agent-0"], tmp_path / "out", overwrite=True)
 
 
