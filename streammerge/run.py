@@ -26,8 +26,8 @@ from .journal import NAME as JOURNAL
 from .journal import Journal, read_journal
 from .kernels.contract import Kernels
 from .ledger import Ledger, Outcome
-from .manifest import NAME as MANIFEST
 from .manifest import make_manifest, manifest_name
+from .manifest_check import NAME as MANIFEST
 from .planning import Plan, in_the_way
 from .provenance import Facts, check_unchanged, first_difference, run_facts
 from .report import AgentShare, agent_shares

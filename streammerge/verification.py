@@ -22,7 +22,8 @@ from .formats import codecs, quants
 from .formats.contract import Bytes, Reader, Source, TensorInfo
 from .formats.dtypes import DTYPES
 from .formats.gguf import GGML_TYPES
-from .manifest import NAME, companions, manifest_path, open_told, read_manifest, without_time
+from .manifest import companions, manifest_path, open_told, read_manifest, without_time
+from .manifest_check import NAME
 from .planning import Plan, make_plan
 from .provenance import first_difference, run_facts
 from .recompute import output_sizes, recipe_again, recompute
