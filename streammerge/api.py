@@ -17,6 +17,7 @@ from .recipe import GgufOptions, Head, Recipe, parse_tensor_type
 from .report import Report
 
 if TYPE_CHECKING:
+    from .kernels.contract import Kernels
     from .verification import Verification
 
 StrPath = str | PathLike[str]
@@ -137,6 +138,7 @@ def verify(
     """Check a merged model against its manifest. ``against`` are the base and the agents: a ``share`` of the merge is
     computed from them again, with the importance matrix and template that were used. Raises StreammergeError if there
     is no manifest, or if a file cannot be read; what is wrong with the output is in ``problems``."""
+    _load_kernels(listener)
     from .verification import plan_again, verify_against, verify_output
 
     stop = stop or threading.Event()
@@ -150,23 +152,27 @@ def verify(
 
 def plan_recipe(recipe: Recipe, listener: Listener = lambda event: None) -> Plan:
     """Plan a recipe. The kernels are loaded first, so that the memory they take is in ``reserved``."""
+    _load_kernels(listener)
+    return make_plan(recipe, lambda text: listener(Notice(text)))
+
+
+def _load_kernels(listener: Listener) -> "Kernels":
+    """Before whatever imports them: where they have to be compiled, another process does it."""
     from .kernels.load import load_cpu
 
-    def notify(text: str) -> None:
-        listener(Notice(text))
-
-    load_cpu(notify)
-    return make_plan(recipe, notify)
+    return load_cpu(lambda text: listener(Notice(text)))
 
 
 def merge_recipe(
     recipe: Recipe, listener: Listener = lambda event: None, stop: threading.Event | None = None
 ) -> Report:
     """Plan a recipe and carry it out."""
+    if recipe.output is None:
+        raise RecipeError("no output given; add -o OUT, a folder or a file that ends in .safetensors or .gguf")
+    kernels = _load_kernels(listener)
     # Everything that will be needed is loaded before the plan measures what is reserved.
     import yaml  # noqa: F401
 
-    from .kernels.load import load_cpu
     from .run import carry_out
 
     if recipe.report is not None:
@@ -174,10 +180,7 @@ def merge_recipe(
         from .inspection.result import inspection_of
 
         page.check(recipe.report)
-    if recipe.output is None:
-        raise RecipeError("no output given; add -o OUT, a folder or a file that ends in .safetensors or .gguf")
     planned = plan_recipe(recipe, listener)
-    kernels = load_cpu()
     began = time.perf_counter()  # kernels that had to be compiled first are no part of the merge
     listener(Planned(planned))
     for notice in planned.notices:

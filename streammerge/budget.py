@@ -62,6 +62,11 @@ def format_size(size: float) -> str:
     raise AssertionError
 
 
+def counted(number: int, thing: str) -> str:
+    """``1 agent``, ``3 agents``."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What a merge needs for each element of a chunk and beside it, all in bytes."""

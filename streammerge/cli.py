@@ -100,7 +100,9 @@ def cli() -> None:
     """Merge N checkpoints of a large language model into one, inside a fixed RAM budget.
 
     \b
-    streammerge BASE AGENT... -o OUT --max-ram 8G
+    streammerge BASE AGENT... -o OUT --max-ram 8G      the word "merge" may be left out
+    streammerge RECIPE.yml -o OUT                      mergekit's YAML
+    streammerge COMMAND --help                         every option
     """
 
 
@@ -215,7 +217,10 @@ def inspect(quiet: bool, as_json: bool, html: str | None, **options: Any) -> Non
 def verify(output: str, quiet: bool, as_json: bool, **options: Any) -> None:
     """Check a merged model against its manifest: sizes, headers, the checksum of every tensor, NaN and infinity.
 
-    With --against it is computed again from the models, a share of it or all, and compared byte by byte.
+    With --against it is computed again from the models, a share of it or all, and compared byte by byte:
+
+    \b
+    streammerge verify OUT --against BASE --against AGENT-1 --against AGENT-2
     """
     from .api import verify as verify_api
     from .escape import printable

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from . import budget
-from .budget import format_size
+from .budget import counted, format_size
 from .escape import printable
 from .events import Advanced, Event, Finishing, Notice, PassStarted, Planned
 
@@ -172,7 +172,7 @@ def _planned(event: Planned) -> str:
     plan, memory = event.plan, event.plan.memory
     writing = f"{format_size(plan.bytes_to_write)} to write; " if plan.output is not None else ""
     return (
-        f"{plan.method.name}: base and {len(plan.agents)} agents, {len(plan.tensor_names)} tensors, "
-        f"{writing}{memory.workers} threads, "
+        f"{plan.method.name}: base and {counted(len(plan.agents), 'agent')}, {len(plan.tensor_names)} tensors, "
+        f"{writing}{counted(memory.workers, 'thread')}, "
         f"{format_size(memory.projected)} of {format_size(memory.allowed)} memory projected"
     )

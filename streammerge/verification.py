@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import checksum
+from .budget import counted
 from .errors import Interrupted
 from .events import Advanced, Listener, PassStarted
 from .formats import codecs, quants
@@ -42,7 +43,7 @@ class Verification:
     def lines(self) -> list[str]:
         """What the terminal shows."""
         if self.problems:
-            return [*self.problems, f"{self.output}: {len(self.problems)} problems"]
+            return [*self.problems, f"{self.output}: {counted(len(self.problems), 'problem')}"]
         again = f"; {self.recomputed:.1%} of it computed again: the same bytes" if self.recomputed else ""
         return [f"{self.output}: {self.tensors} tensors, {self.weights:,} weights, all as they were written{again}"]
 

@@ -124,10 +124,12 @@ def test_methods_are_listed_and_explained():
 
 def test_the_first_run_says_that_it_compiles_and_the_second_need_not(tiny, tmp_path):
     env = {"STREAMMERGE_CACHE_DIR": str(tmp_path / "cache")}
-    first = run(*models(tiny), "-o", tmp_path / "a", env=env)
+    first = run(*models(tiny), "-o", tmp_path / "a", "--json", env=env)
     assert "compiling the kernels" in first.stderr and first.returncode == 0
-    second = run(*models(tiny), "-o", tmp_path / "b", env=env)
+    second = run(*models(tiny), "-o", tmp_path / "b", "--json", env=env)
     assert "compiling" not in second.stderr and second.returncode == 0
+    reserved = [json.loads(done.stdout)["memory"]["reserved"] for done in (first, second)]
+    assert reserved[0] - reserved[1] < 16 << 20  # it is another process that compiles
 
 
 def test_the_public_names_are_what_is_promised():

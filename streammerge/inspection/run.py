@@ -31,14 +31,15 @@ def inspect(
     A weight counts as changed if |agent - base| exceeds ``epsilon``; ``exclude`` and ``only`` are regular expressions
     on tensor names. Raises StreammergeError.
     """
-    from ..execute import measure_tensors
     from ..kernels.load import load_cpu
-    from ..planning import make_plan
 
     if not (isfinite(epsilon) and epsilon >= 0):
         raise RecipeError(f"--epsilon must be a number from 0 up, found {epsilon}")
     recipe = recipe_of(base, agents, max_ram=max_ram, threads=threads, io=io, exclude=exclude, only=only)
     kernels = load_cpu(lambda text: listener(Notice(text)))
+    from ..execute import measure_tensors  # only now: it imports the kernels, which are compiled in another process
+    from ..planning import make_plan
+
     plan = make_plan(recipe, method=Observing(agents=len(recipe.agents), epsilon=epsilon))
     began = time.perf_counter()
     listener(Planned(plan))
