@@ -39,6 +39,8 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?B)?", re.IGNORECASE)
 # Threads, progress display, report, the allocator's own rounding: measured at 2 to 5 MB, held back in full.
 _FIXED = 8 * MIB
 _THREAD = 512 * KIB
+# What is reserved differs by some MB from run to run; what is told to be enough must be enough the next time.
+_VARIES = 4 * MIB
 # Beyond this a chunk gains no speed (measured), it only takes memory.
 _LARGEST_CHUNK = 16 * BLOCK
 _DEFAULT_SHARE = 0.5
@@ -109,7 +111,7 @@ def fit(demand: Demand, *, allowed: int, reserved: int, threads: int) -> Memory:
     fixed = reserved + _FIXED + demand.kept + demand.tensor
     fewest = -(-demand.grain // BLOCK)  # blocks of the smallest chunk
     smallest = fixed + demand.tensor + demand.per_worker(fewest * BLOCK)
-    least = -(-smallest // (4 * MIB)) * 4 * MIB  # rounded up: reserved varies a little
+    least = -(-(smallest + _VARIES) // (4 * MIB)) * 4 * MIB
     if smallest > allowed:
         unit = "" if allowed >= MIB else f"; a number without a unit is bytes, write {allowed}G"
         raise BudgetError(
