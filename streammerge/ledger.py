@@ -78,7 +78,7 @@ def _entry(record: Record, job: TensorJob, agents: int) -> Entry | None:
             and (count == job.segments if whole else 0 < count <= job.segments - first)
             and len(digests) == (1 if whole else count) * checksum.SIZE
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError):
         return None
     return Entry(first, count, digests, np.array(record["tally"]), (inputs, outputs), bool(whole)) if possible else None
 
@@ -236,7 +236,7 @@ class Ledger:
                 self._add(job, entry)
 
     def _restore_measured(self, record: Record) -> None:
-        with suppress(KeyError, TypeError, ValueError):
+        with suppress(KeyError, OverflowError, TypeError, ValueError):
             measure, tensor = record["measured"]
             numbers = np.array(record["numbers"])
             if numbers.dtype == np.int64:

@@ -53,6 +53,10 @@ def _is_input(name: int, facts: Any) -> bool:
     return isinstance(facts, dict) and isinstance(facts.get("name"), str) and isinstance(facts.get("files"), list)
 
 
+def _is_beside(name: int, facts: Any) -> bool:
+    return isinstance(facts, dict) and isinstance(facts.get("name"), str)
+
+
 def _is_path(name: str) -> bool:
     """Whether it can be the name of a file and stays inside."""
     parts = PurePosixPath(name).parts
@@ -65,7 +69,15 @@ def _is_count(value: Any, most: int = 2**63 - 1) -> bool:
     return type(value) is int and 0 <= value <= most
 
 
-_KINDS = {"recipe": dict, "inputs": list, "files": dict, "tensors": dict, "companions": dict, "non_finite": int}
+_KINDS = {
+    "recipe": dict,
+    "inputs": list,
+    "beside": list,
+    "files": dict,
+    "tensors": dict,
+    "companions": dict,
+    "non_finite": int,
+}
 _ENTRIES: Mapping[str, Callable[[Any, Any], bool]] = {
-    "inputs": _is_input, "files": _is_file, "tensors": _is_tensor, "companions": _is_companion,
+    "inputs": _is_input, "beside": _is_beside, "files": _is_file, "tensors": _is_tensor, "companions": _is_companion,
 }  # fmt: skip

@@ -32,7 +32,7 @@ def load(plan: Plan, run: Facts) -> list[Record]:
         return []
     known = []
     for record in read_records(_file(plan, run)):
-        with suppress(KeyError, TypeError, ValueError):  # one that no run can have written
+        with suppress(KeyError, OverflowError, TypeError, ValueError):  # one that no run can have written
             known.append(_compact(record))
     return known
 

@@ -145,7 +145,7 @@ def edited(left, *keys, value):
     return left / "merged"
 
 
-@pytest.mark.parametrize("key", ["recipe", "inputs", "files", "tensors", "companions", "non_finite"])
+@pytest.mark.parametrize("key", ["recipe", "inputs", "beside", "files", "tensors", "companions", "non_finite"])
 @pytest.mark.parametrize("value", [None, 1.5, "x", [[]]])
 def test_a_manifest_without_what_is_needed_is_refused(left, key, value):
     with pytest.raises(FormatError, match=f"{key}'"):
@@ -219,6 +219,8 @@ def test_a_recipe_that_gives_other_tensors_is_a_problem(left):
         [b'{"measured": [0, "lm_head.weight"], "numbers": "x"}'], [b'{"measured": 0, "numbers": 0}'],
         [b'{"measured": [0, "lm_head.weight"], "numbers": [[-5, -5]]}'],
         [b'{"measured": [0, "lm_head.weight"], "numbers": [[9000000000000000000, 0]]}'],
+        [b'{"measured": [0, "lm_head.weight"], "numbers": [[Infinity, 0]]}'],
+        [b'{"measured": [0, "lm_head.weight"], "numbers": [[99999999999999999999, 0]]}'],
         [b'{"job": 0, "segments": [0, 1]}'], [b"{}"],
     ],
 )  # fmt: skip
