@@ -160,4 +160,5 @@ def _keep(plan: Plan, staging: Staging, ledger: Ledger, facts: Facts, error: Bas
             return
     staging.keep = ledger.share > 0 or any(ledger.measurements())
     if staging.keep:
-        error.add_note(f"{staging.folder}: keeps {ledger.share:.0%} of the output; to go on with it")
+        what = f"{ledger.share:.0%} of the output" if ledger.share else "what was measured"
+        error.add_note(f"{staging.folder}: keeps {what}; to go on with it")
