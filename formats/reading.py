@@ -99,7 +99,7 @@ class PositionalReader:
                         f"{tensor.file}: reading tensor {tensor.name!r} at byte {position + done} failed: {why(error)}"
                     ) from error
                 if got == 0:
-                    raise _shorter(tensor, position + done)
+                    raise _shorter(tensor, os.fstat(descriptor).st_size)  # a chunk may lie wholly behind the end
                 done += got
         return wanted
 
