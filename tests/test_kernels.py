@@ -362,7 +362,7 @@ def test_keep_random_keeps_all_at_density_1_and_nothing_at_0(kernels):
 
 
 def folded(values):
-    """Tiles of 1,024, the last one filled up with zeros, folded in half until one number is left; added tile by tile."""
+    """Tiles of 1,024, the last one filled up with zeros, folded in half until one number is left, then added up."""
     tiles = np.append(values, np.zeros(-values.size % 1024)).reshape(-1, 1024)
     while tiles.shape[1] > 1:
         half = tiles.shape[1] // 2
