@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import checksum
+from .demand import encoded_size, input_widths, output_width, piece_size
 from .errors import NonFiniteError
 from .formats import codecs
 from .formats.contract import Bytes, Reader, Sink
@@ -18,7 +19,7 @@ from .kernels.bfloat16 import Stored
 from .kernels.contract import BLOCK, MAX_STORED_AGENTS, Block, Kernels
 from .ledger import Outcome
 from .methods.base import Measure
-from .planning import Plan, encoded_size, input_widths, output_width, piece_size
+from .planning import Plan
 from .schedule import Task, storage
 
 if TYPE_CHECKING:
@@ -66,6 +67,12 @@ class Worker:
         else:
             self._copy(task)
         return Carried(self._found, numbers, self._digests)
+
+    def filled(self, raws: Sequence[Bytes]) -> list[Bytes]:
+        """These bytes of the models in the worker's own buffers, as if they had been read."""
+        for raw, buffer in zip(raws, self._raw):
+            buffer[: raw.size] = raw
+        return [buffer[: raw.size] for raw, buffer in zip(raws, self._raw)]
 
     def _read(self, model: int, name: str, start: int, stop: int) -> Bytes:
         began = time.perf_counter()
