@@ -29,7 +29,7 @@ def placed(plan: Plan, demand: Demand, threads: int) -> Plan:
     wanted = device_demand(plan, demand)
     allowed = plan.recipe.max_vram
     if allowed is None:
-        allowed = int(_DEFAULT_SHARE * free_memory(device)) if device.type == "cuda" else plan.memory.allowed
+        allowed = int(_DEFAULT_SHARE * free_memory(device))
     _, vram = fit(replace(plan.memory, workers=1, chunk=_least_chunk(demand)), wanted, allowed)
     _load(plan, demand, vram)
     reserved = budget.peak() + (_RUNTIME if device.type == "cuda" else 0)
@@ -41,13 +41,15 @@ def placed(plan: Plan, demand: Demand, threads: int) -> Plan:
 def device_demand(plan: Plan, demand: Demand) -> DeviceDemand:
     """What the merge takes on a device."""
     agents, jobs = len(plan.agents), plan.jobs
-    merging = 4 * (agents + 2) + merging_scratch(agents)
+    fixed = merging_scratch(agents, 0)
+    merging = 4 * (agents + 2) + merging_scratch(agents, 1) - fixed
     types = {job.target.dtype for job in jobs if job.target is not None and job.target.is_quantized}
     quantizing = _ENCODED + max(map(quantizing_scratch, types)) if types else 0
     return DeviceDemand(
         carried=sum(input_widths(plan.base, plan.agents, jobs)) + output_width(jobs) + quantized_width(jobs),
         computed=max(merging, 4 * (agents + 2) + quantizing),
-        counters=demand.worker + MIB,
+        worker=demand.worker + MIB,
+        fixed=fixed,
         grain=demand.grain,
         shortest=shortest_run(jobs),
     )

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import NonFiniteError
 from ..formats import codecs
 from ..formats.contract import Bytes
 from ..formats.dtypes import DTYPES
@@ -57,7 +59,12 @@ def _encoded(dtype: str, values: NDArray[np.float32]) -> Bytes:
 
 
 def carry(plan: Plan, job: TensorJob, raws: Sequence[Bytes], worker: Worker) -> None:
-    """The passes over one chunk, which is taken for the whole tensor."""
+    """The passes over one chunk, which is taken for the whole tensor. A result that is not finite is no matter here."""
+    with suppress(NonFiniteError):
+        _carry(plan, job, raws, worker)
+
+
+def _carry(plan: Plan, job: TensorJob, raws: Sequence[Bytes], worker: Worker) -> None:
     start, stop = plan.chunks(job)[0]
     measures = plan.method_of(job).measures()
     running = Running(0, job, [*measures, None], None)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from math import prod
 from typing import Any
 
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -36,7 +37,9 @@ def open_device(name: str) -> torch.device:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a CUDA device, with what CUDA itself has taken of them already."""
+    """Bytes that are free on a device, with what CUDA itself has taken of them already."""
+    if device.type == "cpu":
+        return psutil.virtual_memory().available
     return int(_cuda.mem_get_info(device)[0]) + CONTEXT
 
 

@@ -49,7 +49,7 @@ class Device:
         assert vram is not None
         self.name = plan.placement.device
         self.torch = open_device(self.name)
-        self.kernels = Torch(self.torch)
+        self.kernels = Torch()
         self.streams = Streams(self.torch)
         hold_to(self.torch, vram.allowed)
         self.workspace = Workspace(self.torch, len(plan.agents), vram.run, shortest_run(plan.jobs))
@@ -187,15 +187,15 @@ class DeviceWorker(Worker):
         device, limits = self._device.torch, Limits(self._device.torch)
         numbers = None if measuring is None else _numbers(measuring, blocks, len(plan.agents), device)
         tally = torch.zeros(len(plan.agents), 2, dtype=torch.int64, device=device)
+        by_block = measuring is not None and measuring.kind != "counts"
         for run in runs(task.stop - task.start, self._device.workspace.run):
             block = self._decoded(task, sources, run, tally, limits)
-            place = None if numbers is None else numbers[..., run.place]
+            target = cast(Any, numbers if numbers is None or not by_block else numbers[..., run.place])
             if measure is None:
-                self._blended(task, block, place, limits, sources[0], run)
+                self._blended(task, block, target, limits, sources[0], run)
             else:
-                target = numbers if measure.kind == "counts" else place
-                measure.block(self._device.kernels, block, running.state, cast(Any, target))
-        if numbers is not None and measuring is not None and measuring.kind != "counts":
+                measure.block(self._device.kernels, block, running.state, target)
+        if numbers is not None and by_block:
             numbers = numbers.movedim(-1, 0).contiguous()
         data = None if measure is not None else self._whole(task, limits)
         return _Made(numbers, data, tally if job.counted else torch.zeros_like(tally), limits.exceeded)
@@ -213,14 +213,12 @@ class DeviceWorker(Worker):
         index = first if isinstance(run.place, int) else slice(first, first + run.shape[0])
         return Block(job.name, index, task.start + run.start, inputs[0], inputs[1:], out, tally)
 
-    def _blended(
-        self, task: Task, block: Block, place: Tensor | None, limits: Limits, base_raw: Tensor, run: Run
-    ) -> None:
+    def _blended(self, task: Task, block: Block, observed: Any, limits: Limits, base_raw: Tensor, run: Run) -> None:
         """One run of the result, in the job's type, in its place among those of the chunk."""
         running, job, plan = task.running, task.running.job, self._plan
         kernels = self._device.kernels
-        if place is not None and plan.observer is not None:
-            plan.observer.block(kernels, block, None, cast(Any, place))
+        if observed is not None and plan.observer is not None:
+            plan.observer.block(kernels, block, None, observed)
         plan.method_of(job).blend(kernels, block, running.state)
         values, width = block.out.view(-1), DTYPES[job.dtype].itemsize
         limits.check(values, LARGEST[job.dtype])

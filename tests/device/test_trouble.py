@@ -29,22 +29,22 @@ def right(models):
 def test_runs_become_shorter_where_memory_is_short(models, right, monkeypatch):
     real, lengths = Torch.ram, []
 
-    def short(self, base, *rest):
+    def short(base, *rest):
         lengths.append(base.numel())
         if base.numel() > 65_536:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        real(self, base, *rest)
+        real(base, *rest)
 
-    monkeypatch.setattr(Torch, "ram", short)
+    monkeypatch.setattr(Torch, "ram", staticmethod(short))
     assert outputs(*models) == right
-    assert max(lengths) > 65_536 and lengths.count(max(lengths)) == 1
+    assert max(lengths) > 65_536 and lengths[-1] <= 65_536
 
 
 def test_too_little_memory_for_the_shortest_run_is_an_error(models, monkeypatch):
     def short(*arguments):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Torch, "ram", short)
+    monkeypatch.setattr(Torch, "ram", staticmethod(short))
     with pytest.raises(DeviceError, match="torch:cpu: the device has too little free memory") as caught:
         outputs(*models)
     assert "\n" not in str(caught.value)
@@ -53,13 +53,13 @@ def test_too_little_memory_for_the_shortest_run_is_an_error(models, monkeypatch)
 def test_what_a_lost_device_had_done_is_gone_on_with(models, right, monkeypatch, tmp_path):
     real, calls = Torch.ram, []
 
-    def lost(self, *arguments):
+    def lost(*arguments):
         calls.append(1)
-        if len(calls) > 5:
+        if len(calls) > 3:
             raise RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously")
-        real(self, *arguments)
+        real(*arguments)
 
-    monkeypatch.setattr(Torch, "ram", lost)
+    monkeypatch.setattr(Torch, "ram", staticmethod(lost))
     out = tmp_path / "out.safetensors"
     with pytest.raises(DeviceError, match="the device failed: CUDA error: unspecified launch failure; try") as caught:
         streammerge.merge(*models, out, method="ram", device="torch:cpu", threads=1)
@@ -72,11 +72,11 @@ def test_what_a_lost_device_had_done_is_gone_on_with(models, right, monkeypatch,
 def test_a_device_that_computes_something_else_is_found_out(models, monkeypatch):
     real = Torch.ram
 
-    def wrong(self, base, agents, epsilon, scales, out, tally):
-        real(self, base, agents, epsilon, scales, out, tally)
+    def wrong(base, agents, epsilon, scales, out, tally):
+        real(base, agents, epsilon, scales, out, tally)
         out.view(-1)[-1] += 1e-2
 
-    monkeypatch.setattr(Torch, "ram", wrong)
+    monkeypatch.setattr(Torch, "ram", staticmethod(wrong))
     with pytest.raises(DeviceError, match=r"torch:cpu: computes other bytes than the processor in tensor '\w+'"):
         outputs(*models)
 
@@ -84,11 +84,11 @@ def test_a_device_that_computes_something_else_is_found_out(models, monkeypatch)
 def test_a_device_that_counts_something_else_is_found_out(models, monkeypatch):
     real = Torch.count_changes
 
-    def wrong(self, base, agents, epsilon, tally):
-        real(self, base, agents, epsilon, tally)
+    def wrong(base, agents, epsilon, tally):
+        real(base, agents, epsilon, tally)
         tally[0, 0] += 1
 
-    monkeypatch.setattr(Torch, "count_changes", wrong)
+    monkeypatch.setattr(Torch, "count_changes", staticmethod(wrong))
     with pytest.raises(DeviceError, match="computes other bytes"):
         merge_paths(*models, "ram+", device="torch:cpu")
 
