@@ -173,6 +173,6 @@ def _planned(event: Planned) -> str:
     writing = f"{format_size(plan.bytes_to_write)} to write; " if plan.output is not None else ""
     return (
         f"{plan.method.name}: base and {counted(len(plan.agents), 'agent')}, {len(plan.tensor_names)} tensors, "
-        f"{writing}{counted(memory.workers, 'thread')}, "
+        f"{writing}{counted(memory.workers, 'thread')}{'' if plan.placement.is_processor else f' on {plan.placement}'}, "
         f"{format_size(memory.projected)} of {format_size(memory.allowed)} memory projected"
     )
