@@ -8,7 +8,6 @@ from typing import Any
 
 from . import __version__
 from .budget import format_size
-from .device.placement import PROCESSOR
 from .escape import code, markdown, printable
 from .jobs import TensorJob
 from .ledger import Outcome
@@ -148,7 +147,7 @@ def summary(report: Report) -> list[str]:
 def _device_lines(report: Report) -> list[str]:
     """Where it was computed, if there was a choice, and what that took of the device's memory."""
     placement, peak = report.plan.placement, report.device_peak
-    lines = [f"  computed on {placement}"] if placement != PROCESSOR else []
+    lines = [f"  computed on {placement}"] if placement.had_choice else []
     if placement.vram is not None and peak is not None:
         lines.append(
             f"  its memory: peak {format_size(peak)}, projected {format_size(placement.vram.projected)}, "

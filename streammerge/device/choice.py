@@ -41,6 +41,9 @@ class Trial:
 
 def choose(plan: Plan, notify: Callable[[str], None]) -> Placement:
     """Where a merge is done that was planned for the processor, and why."""
+    missing = _missing()
+    if missing is not None:
+        return Placement("cpu", f"auto: {missing}", had_choice=False)
     obstacle = _obstacle(plan)
     if obstacle is not None:
         return Placement("cpu", f"auto: {obstacle}")
@@ -49,12 +52,17 @@ def choose(plan: Plan, notify: Callable[[str], None]) -> Placement:
     return Placement("cpu", f"auto: {found}") if isinstance(found, str) else decide(found)
 
 
-def _obstacle(plan: Plan) -> str | None:
-    """Why a device need not be looked at."""
+def _missing() -> str | None:
+    """What there is not."""
     if not any(driver.exists() for driver in _DRIVERS) and shutil.which("nvidia-smi") is None:
         return "there is no GPU, or no driver for it"
     if find_spec("torch") is None:
         return 'torch is not installed: pip install "streammerge[torch]"'
+    return None
+
+
+def _obstacle(plan: Plan) -> str | None:
+    """Why the device need not be looked at."""
     if plan.bytes_to_read < _WORTH_STARTING:
         return f"reading {format_size(plan.bytes_to_read)} is over before CUDA has started"
     if plan.memory.allowed < _ROOM:

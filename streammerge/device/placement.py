@@ -29,11 +29,13 @@ class Vram:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """``device`` is "cpu" (Numba), "cuda:0" or, for tests, "torch:cpu"; ``why`` is empty where it was asked for."""
+    """``device`` is "cpu" (Numba), "cuda:0" or, for tests, "torch:cpu"; ``why`` is empty where it was asked for.
+    ``had_choice``: whether there was a GPU that could have been taken."""
 
     device: str
     why: str = ""
     vram: Vram | None = None
+    had_choice: bool = True
 
     def __str__(self) -> str:
         return f"{self.device} ({self.why})" if self.why else self.device
@@ -44,7 +46,7 @@ class Placement:
         return self.device == "cpu"
 
 
-PROCESSOR = Placement("cpu")
+PROCESSOR = Placement("cpu", had_choice=False)
 
 
 def torch_placement(device: str) -> Placement:

@@ -30,6 +30,7 @@ def test_without_a_gpu_nothing_is_tried(plan, monkeypatch):
     monkeypatch.setattr(choice.shutil, "which", lambda name: None)
     monkeypatch.setattr(choice, "try_out", None)
     assert str(chosen(plan)) == "cpu (auto: there is no GPU, or no driver for it)"
+    assert not chosen(plan).had_choice
 
 
 def test_without_torch_it_says_how_to_get_it(plan, with_gpu, monkeypatch):
@@ -91,6 +92,7 @@ def test_a_trial_that_breaks_says_why(plan, monkeypatch):
 def test_auto_is_what_a_merge_does(models_of, tmp_path, monkeypatch):
     base, paths = models_of("BF16", 3)
     trial = Trial("torch:cpu", processor=100.0, accelerator=1.0, reading=1.0, start=1.0)
+    monkeypatch.setattr(choice, "_missing", lambda: None)
     monkeypatch.setattr(choice, "_obstacle", lambda plan: None)
     monkeypatch.setattr(choice, "try_out", lambda plan, device: trial)
     planned = streammerge.plan(base, paths, tmp_path / "out")
