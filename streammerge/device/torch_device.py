@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import prod
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..kernels.contract import BLOCK
 from .placement import CONTEXT
 
 _cuda: Any = torch.cuda  # not all of it is annotated
+_PORTABLE = 1  # cudaHostRegisterPortable: for every device
 
 
 def open_device(name: str) -> torch.device:
@@ -102,19 +103,21 @@ class Streams:
 
 
 class Pinned:
-    """Host memory that a CUDA device reads and writes by itself while it is registered."""
+    """Host memory that a CUDA device reads and writes by itself while it is registered. Arrays must not share pages."""
 
     def __init__(self, device: torch.device, arrays: Sequence[NDArray[Any]]) -> None:
         self._arrays: list[NDArray[Any]] = []
         if device.type == "cuda":
             for array in arrays:
                 if array.nbytes:
-                    self._register(array)
+                    self._register(array, device)
 
-    def _register(self, array: NDArray[Any]) -> None:
-        status = _cuda.cudart().cudaHostRegister(array.ctypes.data, array.nbytes, 0)
-        if int(status) == 0:  # otherwise copies take a little longer: through the driver's own buffer
+    def _register(self, array: NDArray[Any], device: torch.device) -> None:
+        if int(_cuda.cudart().cudaHostRegister(array.ctypes.data, array.nbytes, _PORTABLE)) == 0:
             self._arrays.append(array)
+            return
+        with suppress(RuntimeError):  # the next operation reports what failed; copies only take a little longer now
+            torch.zeros((), device=device)
 
     def release(self) -> None:
         """Give it back to the operating system's management."""

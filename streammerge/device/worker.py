@@ -8,6 +8,7 @@ its type) is found out on the device, and such a chunk is computed again on the 
 first chunk of every kind is always computed on both and compared.
 """
 
+import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,6 +129,10 @@ class DeviceWorker(Worker):
         self._written = self._merged if plan.gguf is None else device.bytes(encoded_size(plan.jobs, chunk))
         self._result = self._packed if self._encoder is None else self._encoder.encoded
         self._pinned = Pinned(device.torch, [*self._raw, self._result])
+
+    def room(self, count: int) -> Bytes:
+        """Memory pages of its own: what is pinned must share none."""
+        return np.frombuffer(mmap.mmap(-1, max(count, 1)), np.uint8)[:count]
 
     def close(self) -> None:
         """Let go of the memory that the device reads and writes."""
