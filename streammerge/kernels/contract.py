@@ -40,8 +40,8 @@ Scalar = float | np.float32
 class Block:
     """One block of one tensor, in float32, or in bfloat16 as stored.
 
-    ``base`` (n), ``agents`` (agents x n) and ``out`` (n) are workspace: primitives may overwrite them. As stored,
-    they are uint16, ``base`` and ``agents`` (a sequence of rows) are read-only, and the primitives are those of
+    ``base`` (n), ``agents`` (agents x n) and ``out`` (n) are workspace; ``Kernels`` says what overwrites them. As
+    stored, they are uint16, ``base`` and ``agents`` (a sequence of rows) are read-only, and the primitives are those of
     ``bfloat16.Stored``: where all is finite, the result is what decoding, computing in float32 and encoding would give,
     bit for bit.
     ``index`` is the block's number in its tensor (a slice for several), ``start`` its first element's flat index.
@@ -58,7 +58,10 @@ class Block:
 
 
 class Kernels(Protocol):
-    """The primitives. ``x[i]`` is agent i's row, ``j`` an element; loops over agents run in agent order."""
+    """The primitives. ``x[i]`` is agent i's row, ``j`` an element; loops over agents run in agent order.
+
+    After ``count_changes``, ``ram``, ``ram_divide_first`` and ``sign_consensus`` nothing is known of agents (deltas).
+    Whatever else a primitive does not fill is left as it is."""
 
     def count_changes(self, base: Array, agents: Array, epsilon: Scalar, tally: Array) -> None:
         """changed_i[j] = |x[i,j] - base[j]| > float32(epsilon). Adds to tally[i] = (changed, unique): how many
