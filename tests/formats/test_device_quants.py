@@ -13,7 +13,7 @@ from . import quant_checks, test_quants  # noqa: E402
 from .device_encoder import encoder_on  # noqa: E402
 from .device_memory import check_bound, peak_bytes  # noqa: E402
 
-NAMES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4"]
+NAMES = list(quants.QUANTS)
 
 each_type = pytest.mark.parametrize("name", NAMES)
 
