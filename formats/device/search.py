@@ -85,7 +85,8 @@ def asymmetric(x: Tensor, w: Tensor, top: int, starts: list[np.float32], is_abso
     """
     first, *numerators = numbers([float32(top), *(start + float32(top) for start in starts)], x.device)
     trials = _Trials(x, w, top, is_absolute)
-    low, high = x.amin(0).clamp_(max=0.0), x.amax(0)
+    least = x.gather(0, x.argmin(0, keepdim=True))[0]  # a zero has the sign of the first zero: Q4_1 stores it
+    low, high = torch.where(least > 0, 0.0, least), x.amax(0)
     is_flat = high == low
     high = torch.where(is_flat, low + 1.0, high)
     inverse = first / (high - low)
