@@ -31,15 +31,19 @@ def put_half(values: Tensor, out: Tensor) -> None:
     out.copy_(short.masked_fill_(values != values, _NAN).view(torch.uint8))
 
 
-def put_codes(codes: Tensor, out: Tensor) -> None:
-    """Codes of four bits, uint8[..., 32], as uint8[..., 16]: byte j holds elements j and j + 16."""
+def put_nibbles(codes: Tensor, out: Tensor) -> None:
+    """Codes below 16, uint8[..., 32], as uint8[..., 16]: byte j holds elements j and j + 16."""
     torch.bitwise_or(codes[..., :16], codes[..., 16:] << 4, out=out)
 
 
-def put_fifth_bits(codes: Tensor, out: Tensor) -> None:
-    """Bit 4 of codes, uint8[n, 32], as uint8[n, 4], the first element lowest."""
-    bits = (codes >> 4).bitwise_and_(1).view(-1, 4, 8)
-    torch.sum(bits.mul_(table(_BITS, torch.uint8, codes.device)), 2, dtype=torch.uint8, out=out)
+def put_codes(codes: Tensor, has_fifth: bool, out: Tensor) -> None:
+    """Codes of Q4_0, Q4_1, Q5_0 and Q5_1, uint8[n, 32]; the fifth bits come first, that of element e in bit e."""
+    if has_fifth:
+        bits = (codes >> 4).view(-1, 4, 8).mul_(table(_BITS, torch.uint8, codes.device))
+        torch.sum(bits, 2, dtype=torch.uint8, out=out[:, :4])
+        codes.bitwise_and_(15)
+        out = out[:, 4:]
+    put_nibbles(codes, out)
 
 
 def peaks(blocks: Tensor) -> Tensor:

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from ..quants.codebooks import IQ4_LIMITS, IQ4_VALUES
-from .fields import constant, inverted, looked_up, put_codes, put_half, root, signed_peaks, table
+from .fields import constant, inverted, looked_up, put_nibbles, put_half, root, signed_peaks, table
+from .k_blocks import added
+from .rounding import nearest
 
 WIDTH = 32
 SUPER = 8  # sub-blocks of an IQ4_XS block
 TRIES = 7
 EPSILON = float(torch.tensor(1e-15))  # GROUP_MAX_EPS as float32: below it a sub-block counts as zero
 
-SCRATCH = {"IQ4_NL": 24, "IQ4_XS": 24}
+SCRATCH = {"IQ4_NL": 23, "IQ4_XS": 25}
 
 
 def _codes(scaled: Tensor) -> Tensor:
@@ -24,19 +26,17 @@ def _codes(scaled: Tensor) -> Tensor:
     return torch.bucketize(scaled, limits, out_int32=True, right=True)
 
 
-def _weighted(squares: Tensor, weights: Tensor, group: int) -> Tensor:
-    """Importance times sqrt(spread + square), elements first; the squares are used up.
+def _weights(squares: Tensor, weights: Tensor, group: int) -> Tensor:
+    """Importance times sqrt(spread + square), elements first; uses up the squares.
 
     The spread is twice the mean square of a block of ``group`` sub-blocks.
     """
     blocks = squares.view(WIDTH, -1, group)
-    total = torch.zeros_like(blocks[0, :, 0])
-    for lane in range(group):
-        for element in range(WIDTH):
-            total += blocks[element, :, lane]
-    blocks += total.mul_(2 / (group * WIDTH)).view(-1, 1)
+    in_order = blocks.permute(2, 0, 1).reshape(group * WIDTH, -1)
+    spread = added(in_order).mul_(2 / (group * WIDTH))
     importance = weights.view(-1, WIDTH).t().unsqueeze(1)
-    return root(squares).view(WIDTH, -1, importance.shape[2]).mul_(importance).view_as(squares)
+    w = root(blocks.add_(spread.view(-1, 1)))
+    return w.view(WIDTH, -1, importance.shape[2]).mul_(importance).view_as(squares)
 
 
 def _inverses(extreme: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def _search(blocks: Tensor, weights: Tensor | None, group: int) -> Tensor:
     x = blocks.t().contiguous()
     w = x * x
     if weights is not None:
-        w = _weighted(w, weights, group)
+        w = _weights(w, weights, group)
     scale = _best(*_fit(x, w, _inverses(extreme)))
     return scale.masked_fill_(extreme.abs() < EPSILON, 0.0).view(-1, 1)
 
@@ -90,7 +90,7 @@ def _search(blocks: Tensor, weights: Tensor | None, group: int) -> Tensor:
 def _put(blocks: Tensor, scale: Tensor, out: Tensor) -> None:
     """The codes for a scale of each sub-block, uint8[..., 16]."""
     codes = _codes(blocks * inverted(scale)).to(torch.uint8)
-    put_codes(codes.view(*out.shape[:-1], WIDTH), out)
+    put_nibbles(codes.view(*out.shape[:-1], WIDTH), out)
 
 
 def encode_iq4_nl(values: Tensor, weights: Tensor | None, out: Tensor) -> None:
@@ -101,12 +101,6 @@ def encode_iq4_nl(values: Tensor, weights: Tensor | None, out: Tensor) -> None:
     _put(blocks, scale, encoded[:, 2:])
 
 
-def _nearest(values: Tensor) -> Tensor:
-    """``nearest_int``; NaN gives 0, as the NaN of x86-64 does."""
-    bits = (values + 12582912.0).view(torch.int32)
-    return (bits & 0x7F_FFFF).sub_(0x40_0000).masked_fill_(values != values, 0)
-
-
 def _put_scales(scales: Tensor, out: Tensor) -> Tensor:
     """Write d and the six-bit scales, float32[blocks, 8]; returns what these stand for.
 
@@ -115,9 +109,9 @@ def _put_scales(scales: Tensor, out: Tensor) -> Tensor:
     greatest = signed_peaks(torch.where(scales == scales, scales, 0.0))
     d = greatest.neg_() / constant(32.0, scales.device)
     put_half(d, out[:, :2])
-    levels = _nearest(inverted(d) * scales).clamp_(-32, 31)
+    levels = nearest(inverted(d) * scales).clamp_(-32, 31)
     codes = levels + 32
-    places = torch.arange(0, 2 * SUPER, 2, dtype=torch.int32, device=scales.device)
+    places = table(tuple(range(0, 2 * SUPER, 2)), torch.int32, scales.device)
     high = ((codes >> 4) << places).sum(1, keepdim=True, dtype=torch.int32)
     out[:, 2:4] = high.view(torch.uint8)[:, :2]
     low = codes.bitwise_and_(15)

@@ -70,7 +70,7 @@ def put(rows: Tensor, out: Tensor) -> None:
     out.copy_(rows.reshape(-1, rows.shape[-1]).t())
 
 
-def put_nibbles(low: Tensor, high: Tensor, out: Tensor) -> None:
+def put_joined(low: Tensor, high: Tensor, out: Tensor) -> None:
     """The low four bits of two codes to a byte."""
     put((low & 15).bitwise_or_(high << 4), out)
 

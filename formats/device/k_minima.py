@@ -5,12 +5,12 @@ from numpy import float32
 from torch import Tensor
 
 from .fields import constant, put_half, root
-from .k_blocks import BLOCK, added, by_element, in_order, put, put_bits, put_nibbles, put_pairs, weigh_by_importance
+from .k_blocks import added, by_element, in_order, put, put_bits, put_joined, put_pairs, weigh_by_importance
 from .refinement import positive
 from .rounding import nearest, nearest_byte
 from .search import Affine, asymmetric
 
-SCRATCH = {"Q2_K": 40, "Q4_K": 40, "Q5_K": 40}
+SCRATCH = {"Q2_K": 30, "Q4_K": 27, "Q5_K": 27}
 
 
 def _weigh_by_size(x: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def _put_scales(codes: Tensor, out: Tensor) -> None:
     early, late = codes[:4], codes[4:]
     joined = early | (late & 0x30).bitwise_left_shift_(2)
     put(joined.transpose(0, 1), out[:, :8])
-    put_nibbles(late[:, 0], late[:, 1], out[:, 8:])
+    put_joined(late[:, 0], late[:, 1], out[:, 8:])
 
 
 def _encode_q45_k(values: Tensor, weights: Tensor | None, out: Tensor, width: int) -> None:
@@ -89,7 +89,7 @@ def _encode_q45_k(values: Tensor, weights: Tensor | None, out: Tensor, width: in
     if width == 5:
         put_bits(levels, 4, out[:, 16:48])
     pairs = levels.view(4, 2, 32, -1)
-    put_nibbles(pairs[:, 0], pairs[:, 1], out[:, -128:])
+    put_joined(pairs[:, 0], pairs[:, 1], out[:, -128:])
 
 
 def encode_q4_k(values: Tensor, weights: Tensor | None, out: Tensor) -> None:

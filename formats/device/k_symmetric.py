@@ -11,7 +11,7 @@ from .k_blocks import (
     of_columns,
     put,
     put_bits,
-    put_nibbles,
+    put_joined,
     put_pairs,
     signed_peak,
     weigh_by_importance,
@@ -20,7 +20,7 @@ from .refinement import refined
 from .rounding import nearest, nearest_byte
 from .search import EPSILON, symmetric
 
-SCRATCH = {"Q3_K": 40, "Q6_K": 40}
+SCRATCH = {"Q3_K": 28, "Q6_K": 28}
 
 
 def _levels(x: Tensor, own: Tensor, codes: Tensor, scale: Tensor, top: int) -> Tensor:
@@ -52,7 +52,7 @@ def encode_q6_k(values: Tensor, weights: Tensor | None, out: Tensor) -> None:
     scale = constant(1.0, x.device) / inverse
     levels = _levels(x, _own(x, inverses, 32), codes, scale, 32)
     quarters = levels.view(2, 4, 32, -1)
-    put_nibbles(quarters[:, :2], quarters[:, 2:], encoded[:, :128])
+    put_joined(quarters[:, :2], quarters[:, 2:], encoded[:, :128])
     put_pairs(quarters >> 4, encoded[:, 128:192])
     put(codes.view(torch.uint8), encoded[:, 192:208])
     put_half(scale.unsqueeze(1), encoded[:, 208:])
@@ -86,6 +86,6 @@ def encode_q3_k(values: Tensor, weights: Tensor | None, out: Tensor) -> None:
     levels = _levels(x, own, codes.to(torch.int32).sub_(32), scale, 4)
     put_bits(levels, 2, encoded[:, :32])
     put_pairs(levels.view(2, 4, 32, -1), encoded[:, 32:96])
-    put_nibbles(codes[:8], codes[8:], encoded[:, 96:104])
+    put_joined(codes[:8], codes[8:], encoded[:, 96:104])
     put_pairs((codes >> 4).view(1, 4, 4, -1), encoded[:, 104:108])
     put_half(scale.unsqueeze(1), encoded[:, 108:])

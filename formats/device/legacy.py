@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .fields import constant, inverted, peaks, put_codes, put_fifth_bits, put_half, signed_peaks
+from .fields import constant, inverted, peaks, put_codes, put_half, signed_peaks
+from .legacy_weighted import encode_weighted
 
 WIDTH = 32
 
-SCRATCH = {"Q8_0": 9, "Q4_0": 6, "Q4_1": 6, "Q5_0": 6, "Q5_1": 6}
+SCRATCH = {"Q8_0": 9, "Q4_0": 26, "Q4_1": 27, "Q5_0": 26, "Q5_1": 27}  # with an imatrix; 7 at most without
 
 _BELOW_HALF = float(np.nextafter(np.float32(0.5), np.float32(0)))
 
@@ -28,16 +29,6 @@ def encode_q8_0(values: Tensor, weights: Tensor | None, out: Tensor) -> None:
     encoded[:, 2:].view(torch.int8).copy_(scaled)
 
 
-def _put_codes(scaled: Tensor, top: int, has_fifth: bool, out: Tensor) -> None:
-    """Cut numbers to codes, at most ``top``."""
-    codes = scaled.to(torch.uint8).clamp_(max=top)
-    if has_fifth:
-        put_fifth_bits(codes, out[:, :4])
-        put_codes(codes.bitwise_and_(15), out[:, 4:])
-    else:
-        put_codes(codes, out)
-
-
 def _encode_symmetric(values: Tensor, has_fifth: bool, out: Tensor) -> None:
     top = 16 if has_fifth else 8
     blocks, encoded = values.view(-1, WIDTH), out.view(-1, 22 if has_fifth else 18)
@@ -47,7 +38,8 @@ def _encode_symmetric(values: Tensor, has_fifth: bool, out: Tensor) -> None:
     overflows = inverse.isinf()
     scaled = blocks * inverse.masked_fill_(overflows, 0.0)
     scaled += torch.full_like(d, top + 0.5).masked_fill_(overflows, 0.5)
-    _put_codes(scaled, 2 * top - 1, has_fifth, encoded[:, 2:])
+    codes = scaled.to(torch.uint8).clamp_(max=2 * top - 1)
+    put_codes(codes, has_fifth, encoded[:, 2:])
 
 
 def _encode_asymmetric(values: Tensor, has_fifth: bool, out: Tensor) -> None:
@@ -62,24 +54,37 @@ def _encode_asymmetric(values: Tensor, has_fifth: bool, out: Tensor) -> None:
     inverse.masked_fill_(inverse.isinf(), 0.0)
     least.masked_fill_(inverse == 0, 0.0)  # where the range is infinite, so may be a distance from its least element
     scaled = (blocks - least).mul_(inverse).add_(0.5)
-    _put_codes(scaled, top, has_fifth, encoded[:, 4:])
+    codes = scaled.to(torch.uint8).clamp_(max=top)
+    put_codes(codes, has_fifth, encoded[:, 4:])
 
 
 def encode_q4_0(values: Tensor, weights: Tensor | None, out: Tensor) -> None:
     """See ``quants/contract.py``."""
-    _encode_symmetric(values, False, out)
+    if weights is None:
+        _encode_symmetric(values, False, out)
+    else:
+        encode_weighted(values, weights, False, False, out)
 
 
 def encode_q4_1(values: Tensor, weights: Tensor | None, out: Tensor) -> None:
     """See ``quants/contract.py``."""
-    _encode_asymmetric(values, False, out)
+    if weights is None:
+        _encode_asymmetric(values, False, out)
+    else:
+        encode_weighted(values, weights, True, False, out)
 
 
 def encode_q5_0(values: Tensor, weights: Tensor | None, out: Tensor) -> None:
     """See ``quants/contract.py``."""
-    _encode_symmetric(values, True, out)
+    if weights is None:
+        _encode_symmetric(values, True, out)
+    else:
+        encode_weighted(values, weights, False, True, out)
 
 
 def encode_q5_1(values: Tensor, weights: Tensor | None, out: Tensor) -> None:
     """See ``quants/contract.py``."""
-    _encode_asymmetric(values, True, out)
+    if weights is None:
+        _encode_asymmetric(values, True, out)
+    else:
+        encode_weighted(values, weights, True, True, out)

@@ -63,8 +63,9 @@ def refined(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _start_positive(x: Tensor, w: Tensor, top: int, greatest: Tensor) -> Tensor:
     """The inverse scale with the least weighted squared error, of nine around ``top / greatest``; the first of equals."""
-    tries = [float32(top), *(TENTH * float32(s) + float32(top) for s in (*range(-4, 0), *range(1, 5)))]
-    inverses = torch.stack(numbers(tries, x.device)).view(-1, 1, 1) / greatest
+    tries = (0, *range(-4, 0), *range(1, 5))
+    numerators = numbers([TENTH * float32(s) + float32(top) for s in tries], x.device)
+    inverses = torch.stack([numerator / greatest for numerator in numerators])
     x, w = x.unsqueeze(1), w.unsqueeze(1)
     codes = nearest(x * inverses)
     codes[:, 0].bitwise_and_(0xFF)  # the first codes are bytes and not limited to top

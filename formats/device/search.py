@@ -85,7 +85,8 @@ def asymmetric(x: Tensor, w: Tensor, top: int, starts: list[np.float32], is_abso
     """
     first, *numerators = numbers([float32(top), *(start + float32(top) for start in starts)], x.device)
     trials = _Trials(x, w, top, is_absolute)
-    low, high = x.amin(0).clamp_(max=0.0), x.amax(0)
+    least = x.gather(0, x.argmin(0, keepdim=True))[0]  # a zero has the sign of the first zero: Q4_1 stores it
+    low, high = torch.where(least > 0, 0.0, least), x.amax(0)
     is_flat = high == low
     high = torch.where(is_flat, low + 1.0, high)
     inverse = first / (high - low)
@@ -123,7 +124,8 @@ def symmetric(x: Tensor, w: Tensor, top: int, is_tame: bool) -> tuple[Tensor, Te
         torch.mul(w, codes, out=products[:, 1]).mul_(codes)
         return added(products).unbind()
 
-    first, *numerators = numbers([-(float32(top) + TENTH * float32(s)) for s in (0, *range(-9, 0), *range(1, 10))], x.device)
+    tries = (0, *range(-9, 0), *range(1, 10))
+    first, *numerators = numbers([-(float32(top) + TENTH * float32(s)) for s in tries], x.device)
     inverse = first / extreme
     sum_lx, sum_l2 = fit(inverse)
     scale = (sum_lx / sum_l2).masked_fill_(sum_l2 == 0, 0.0)

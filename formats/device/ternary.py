@@ -4,12 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .fields import inverted, looked_up, peaks, put_codes, put_half, table
+from .fields import inverted, looked_up, peaks, put_nibbles, put_half, table
 
 TERNARY = 256
 WIDTH = 32  # elements of an MXFP4 block
 
-SCRATCH = {"TQ1_0": 7, "TQ2_0": 7, "MXFP4": 9}
+SCRATCH = {"TQ1_0": 8, "TQ2_0": 8, "MXFP4": 9}
 
 _BELOW_HALF = float(np.nextafter(np.float32(0.5), np.float32(0)))  # what is greater rounds to 1
 _POWERS = (81, 27, 9, 3, 1)
@@ -98,4 +98,4 @@ def encode_mxfp4(values: Tensor, weights: Tensor | None, out: Tensor) -> None:
     limits = table(_LIMITS, torch.float32, device)
     place = torch.bucketize(_doubled(blocks, e), limits, out_int32=True)
     encoded[:, :1] = e
-    put_codes(looked_up(table(_CODES, torch.uint8, device), place), encoded[:, 1:])
+    put_nibbles(looked_up(table(_CODES, torch.uint8, device), place), encoded[:, 1:])
