@@ -37,7 +37,7 @@ def _sum_by_block(terms: Tensor) -> Tensor:
 
 
 def of_columns(weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The importance of each element and views of the elements that it is broadcast to: block r of a row is [..., r]."""
+    """The importance of each element, and a view of ``x`` that it is broadcast to."""
     importance = by_element(weights, x.shape[0]).unsqueeze(2)
     return importance, x.view(*x.shape[:2], -1, importance.shape[3])
 

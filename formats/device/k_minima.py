@@ -43,7 +43,7 @@ def _proportional(x: Tensor, top: int) -> tuple[Tensor, Tensor]:
 
 
 def _fit_scales(fit: Affine, sums: Tensor | None, top: int) -> tuple[Tensor, Tensor]:
-    """Bytes for scale and minimum of the sub-blocks, (subs, 2, blocks), and the worth of a unit of each, (2, blocks)."""
+    """Bytes for scale and minimum of the sub-blocks, (subs, 2, blocks); what a unit of each is worth, (2, blocks)."""
     x = torch.stack([fit.scale, fit.minimum], 1)
     units, codes = _proportional(x, top) if sums is None else positive(x, sums.unsqueeze(1), top)
     return codes.to(torch.uint8), units

@@ -60,7 +60,7 @@ def encode_q6_k(values: Tensor, weights: Tensor | None, out: Tensor) -> None:
 
 
 def _scales_weighted_q3_k(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """With an importance matrix: six-bit codes of the scales, what one unit of them is worth, the elements' own codes."""
+    """With an importance matrix: codes of the scales, what one unit of them is worth, the elements' own codes."""
     w = weigh_by_importance(x, weights, 2)
     scales, inverses = symmetric(x, w, 4, True)
     sums = added(w)

@@ -62,7 +62,7 @@ def refined(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _start_positive(x: Tensor, w: Tensor, top: int, greatest: Tensor) -> Tensor:
-    """The inverse scale with the least weighted squared error, of nine around ``top / greatest``; the first of equals."""
+    """The inverse scale with the least weighted squared error, of nine around ``top / greatest``."""
     tries = (0, *range(-4, 0), *range(1, 5))
     numerators = numbers([TENTH * float32(s) + float32(top) for s in tries], x.device)
     inverses = torch.stack([numerator / greatest for numerator in numerators])
