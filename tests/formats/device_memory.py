@@ -45,8 +45,7 @@ def peak_bytes(function: Callable[..., Any], *args: Any) -> int:
     return storages.peak
 
 
-def check_bound(bound: int, elements: int, function: Callable[..., Any], *args: Any) -> None:
-    """``bound`` bytes an element are enough for a call, and no more than 1.3 times what it takes."""
-    peak = peak_bytes(function, *args)
+def check_bound(bound: int, elements: int, peak: int) -> None:
+    """``bound`` bytes an element are enough, and no more than 1.3 times what was taken."""
     assert peak <= bound * elements + SLACK, f"{peak / elements:.2f} bytes an element, bound {bound}"
     assert bound * elements <= 1.3 * peak + SLACK, f"{peak / elements:.2f} bytes an element, bound {bound}"
