@@ -63,7 +63,6 @@ class DeviceDemand:
     carried: int  # for each element of a chunk: what comes and what goes
     computed: int  # for each element of a run: its values, and what operations leave lying between them
     worker: int  # for each worker
-    fixed: int  # once
     grain: int  # elements that must be in one chunk
     shortest: int  # elements of a run, at least
 
@@ -81,13 +80,13 @@ def fit(memory: Memory, demand: DeviceDemand, allowed: int) -> tuple[Memory, Vra
     for workers in range(memory.workers, 0, -1):
         chunk = memory.chunk
         while chunk >= fewest:
-            taken = CONTEXT + demand.fixed + workers * (chunk * demand.carried + demand.worker)
+            taken = CONTEXT + workers * (chunk * demand.carried + demand.worker)
             run = min(max(chunk, shortest), _LONG_RUN, (allowed - taken) // demand.computed // BLOCK * BLOCK)
             if run >= shortest:
                 fitted = replace(memory, workers=workers, chunk=chunk)
                 return fitted, Vram(allowed, taken + run * demand.computed, run)
             chunk = chunk // 2 // BLOCK * BLOCK
-    least = CONTEXT + demand.fixed + fewest * demand.carried + shortest * demand.computed + demand.worker
+    least = CONTEXT + fewest * demand.carried + shortest * demand.computed + demand.worker
     raise BudgetError(
         f"--max-vram {format_size(allowed)} is too small: it needs at least {format_size(least)} "
         f"({format_size(CONTEXT)} for CUDA itself); try --max-vram {-(-least // MIB)}M, or --device cpu"

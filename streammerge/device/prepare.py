@@ -41,15 +41,13 @@ def placed(plan: Plan, demand: Demand, threads: int) -> Plan:
 def device_demand(plan: Plan, demand: Demand) -> DeviceDemand:
     """What the merge takes on a device."""
     agents, jobs = len(plan.agents), plan.jobs
-    fixed = merging_scratch(agents, 0)
-    merging = 4 * (agents + 2) + merging_scratch(agents, 1) - fixed
+    merging = 4 * (agents + 2) + merging_scratch(agents)
     types = {job.target.dtype for job in jobs if job.target is not None and job.target.is_quantized}
     quantizing = _ENCODED + max(map(quantizing_scratch, types)) if types else 0
     return DeviceDemand(
         carried=sum(input_widths(plan.base, plan.agents, jobs)) + output_width(jobs) + quantized_width(jobs),
         computed=max(merging, 4 * (agents + 2) + quantizing),
         worker=demand.worker + MIB,
-        fixed=fixed,
         grain=demand.grain,
         shortest=shortest_run(jobs),
     )

@@ -50,7 +50,7 @@ class Device:
         assert vram is not None
         self.name = plan.placement.device
         self.torch = open_device(self.name)
-        self.kernels = Torch()
+        self.kernels = Torch(self.torch)
         self.streams = Streams(self.torch)
         hold_to(self.torch, vram.allowed)
         self.workspace = Workspace(self.torch, len(plan.agents), vram.run, shortest_run(plan.jobs))
