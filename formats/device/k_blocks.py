@@ -37,7 +37,7 @@ def _sum_by_block(terms: Tensor) -> Tensor:
 
 
 def of_columns(weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The importance of each element and views of the elements that it is broadcast to: block r of a row is [..., r]."""
+    """The importance of each element, and a view of ``x`` that it is broadcast to."""
     importance = by_element(weights, x.shape[0]).unsqueeze(2)
     return importance, x.view(*x.shape[:2], -1, importance.shape[3])
 
@@ -70,7 +70,7 @@ def put(rows: Tensor, out: Tensor) -> None:
     out.copy_(rows.reshape(-1, rows.shape[-1]).t())
 
 
-def put_nibbles(low: Tensor, high: Tensor, out: Tensor) -> None:
+def put_joined(low: Tensor, high: Tensor, out: Tensor) -> None:
     """The low four bits of two codes to a byte."""
     put((low & 15).bitwise_or_(high << 4), out)
 

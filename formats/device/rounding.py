@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from .fields import table
+
 MAGIC = 12582912.0  # 1.5 * 2**23: adding it rounds to an integer, ties to even
 _MANTISSA = 0x7FFFFF
 _BIAS = 0x400000  # the mantissa of MAGIC
@@ -29,7 +31,7 @@ def nearest(values: Tensor) -> Tensor:
 def nearest_float(values: Tensor, low: int, high: int) -> Tensor:
     """``nearest_int`` clamped to ``low .. high``, as floats, in place."""
     biased = _biased(values).clamp_(low + _BIAS, high + _BIAS)
-    return torch.sub(biased, float(_BIAS), out=values)
+    return torch.sub(biased, table((_BIAS,), torch.float32, values.device), out=values)
 
 
 def nearest_tame(values: Tensor, low: int, high: int) -> Tensor:

@@ -109,8 +109,8 @@ def asymmetric(x: Tensor, w: Tensor, top: int, starts: list[np.float32], is_abso
 def symmetric(x: Tensor, w: Tensor, top: int, is_tame: bool) -> tuple[Tensor, Tensor]:
     """``make_qx_quants`` with rmse_type 1: fit ``scale * code`` with codes -top .. top - 1.
 
-    ``is_tame``: all elements are finite. Returns the scale, which may be negative, and the inverse that makes the codes,
-    ``nearest(inverse * x)``; it is NaN for a sub-block of zeros, whose codes are 0 after ``top`` has been added.
+    ``is_tame``: all elements are finite. Returns the scale, which may be negative, and the inverse that makes the
+    codes, ``nearest(inverse * x)``; it is NaN for a sub-block of zeros, whose codes are 0 after ``top`` was added.
     """
     peak, extreme = signed_peak(x)
     is_zero = peak < EPSILON
@@ -124,7 +124,8 @@ def symmetric(x: Tensor, w: Tensor, top: int, is_tame: bool) -> tuple[Tensor, Te
         torch.mul(w, codes, out=products[:, 1]).mul_(codes)
         return added(products).unbind()
 
-    first, *numerators = numbers([-(float32(top) + TENTH * float32(s)) for s in (0, *range(-9, 0), *range(1, 10))], x.device)
+    tries = (0, *range(-9, 0), *range(1, 10))
+    first, *numerators = numbers([-(float32(top) + TENTH * float32(s)) for s in tries], x.device)
     inverse = first / extreme
     sum_lx, sum_l2 = fit(inverse)
     scale = (sum_lx / sum_l2).masked_fill_(sum_l2 == 0, 0.0)

@@ -15,10 +15,20 @@ from streammerge.formats.errors import FormatError  # noqa: E402
 from . import quant_checks  # noqa: E402
 from .device_encoder import encoder_on  # noqa: E402
 from .device_memory import check_bound, peak_bytes  # noqa: E402
+from .strange_device import StrangeDevice  # noqa: E402
 
 NAMES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4"]
 
 each_type = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Most tensors here are so small that a second thread is waited for longer than it helps."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @each_type
@@ -28,7 +38,7 @@ def test_golden_rows(name, device):
 
 @each_type
 def test_blocks_equal_the_compiled_ones(name, device):
-    quant_checks.check_against_compiled(name, encoder_on(device))
+    quant_checks.check_against_compiled(name, encoder_on(device), rows=2 if name.endswith("_K") else 16)
 
 
 @each_type
@@ -57,6 +67,44 @@ def test_float16_fields_are_rounded_as_in_the_compiled_encoders(device):
     values = np.repeat(scales * np.float32(127), 32)
     found = encoder_on(device)("Q8_0", values, 32, None)
     assert np.array_equal(found, quant_checks.encode("Q8_0", values, 32, None))
+
+
+@each_type
+def test_nothing_relies_on_the_processor(name):
+    device_formats.scratch(name)  # imports the family, whose constants are made where they may
+    encoder = encoder_on(torch.device("cpu"), StrangeDevice())
+    rng, row = np.random.default_rng(27), quant_checks.ROW
+    kinds = [*quant_checks.data(row, rng), *quant_checks.hostile_data(row, rng)]
+    values = np.concatenate([values for _, values in kinds])
+    for importance in (None, *(weights for _, weights in quant_checks.hostile_importances(row, rng))):
+        wanted = quant_checks.encode(name, values, row, importance)
+        assert np.array_equal(encoder(name, values, row, importance), wanted)
+
+
+@pytest.mark.parametrize(
+    ("operation", "message"),
+    [
+        (lambda x: x / 3, "division by a number"),
+        (lambda x: 3 / x, "reciprocal of"),
+        (lambda x: x.add(x, alpha=3), "add with a factor"),
+        (lambda x: x.addcmul(x, x), "addcmul of"),
+        (lambda x: x.sum(), "sum of"),
+        (lambda x: x.sqrt(), "sqrt of"),
+        (lambda x: x[0].item(), "_local_scalar_dense of"),
+        (lambda x: x[x > 1], "index of"),
+        (lambda x: (x * 200).to(torch.uint8), "400.* as torch.uint8"),
+        (lambda x: (x - torch.inf).add_(torch.inf).to(torch.int32), "nan.* as torch.int32"),
+    ],
+)
+def test_what_a_strange_device_finds(operation, message):
+    with StrangeDevice(), pytest.raises(AssertionError, match=message):
+        operation(torch.full((2,), 2.0))
+
+
+def test_nan_has_other_bits_on_a_strange_device():
+    with StrangeDevice():
+        found = (torch.full((1,), torch.inf) * 0.0).view(torch.int32)
+    assert found.item() == 0x7FFF_FFFF
 
 
 @each_type
