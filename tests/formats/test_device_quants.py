@@ -22,6 +22,15 @@ NAMES = list(quants.QUANTS)
 each_type = pytest.mark.parametrize("name", NAMES)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Most tensors here are so small that a second thread is waited for longer than it helps."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @each_type
 def test_golden_rows(name, device):
     quant_checks.check_golden(name, encoder_on(device))
