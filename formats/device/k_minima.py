@@ -35,7 +35,7 @@ def _fit(x: Tensor, weights: Tensor | None, top: int) -> tuple[Affine, Tensor | 
 
 def _proportional(x: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """What ``positive`` does without importance matrix: the greatest number gets the greatest code."""
-    greatest = x.nan_to_num(0.0, torch.inf).amax(0)
+    greatest = x.amax(0)
     is_positive = greatest > 0
     greatest.masked_fill_(~is_positive, 0.0)
     inverse = (constant(top, x.device) / greatest).masked_fill_(~is_positive, 0.0)

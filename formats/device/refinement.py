@@ -93,9 +93,7 @@ def positive(x: Tensor, w: Tensor, top: int) -> tuple[Tensor, Tensor]:
     ``x`` is (count, kinds, blocks), ``w`` (count, 1, blocks). Returns the scale and the codes, as floats. As in the
     original a code is a byte, and nothing keeps a negative number from becoming a large one.
     """
-    greatest = torch.zeros_like(x[0])
-    for value in x:
-        greatest = torch.where(greatest > value, greatest, value)
+    greatest = x.amax(0)
     is_zero = greatest < EPSILON
     codes = nearest(_start_positive(x, w, top, greatest) * x).clamp_(max=top)
     pairs = torch.stack([w * x, w.expand_as(x)], 1)

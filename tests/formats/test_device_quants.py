@@ -69,6 +69,16 @@ def test_float16_fields_are_rounded_as_in_the_compiled_encoders(device):
     assert np.array_equal(found, quant_checks.encode("Q8_0", values, 32, None))
 
 
+@pytest.mark.parametrize("name", ["Q2_K", "Q4_K", "Q5_K"])
+def test_scales_that_are_too_large_for_their_bits(name, device):
+    """Where few columns have a weight above 0, some scales are negative and become large codes."""
+    rng, row = np.random.default_rng(28), quant_checks.ROW
+    values = rng.standard_normal(200 * row, np.float32)
+    weights = np.where(rng.random(row) < 0.06, rng.random(row, np.float32), np.float32(0))
+    found = encoder_on(device)(name, values, row, weights)
+    assert np.array_equal(found, quant_checks.encode(name, values, row, weights))
+
+
 @each_type
 def test_nothing_relies_on_the_processor(name):
     device_formats.scratch(name)  # imports the family, whose constants are made where they may
