@@ -50,8 +50,9 @@ PARAMETERS = {
     "slerp": [{"t": 0.25}, {"t": 1.0}],
 }
 # Moves as fine-tuning makes them, and such that slerp takes the arc.
-SIZES = [(1, 2.0**-11), (1, 2.0**-5), (2, 2.0**-11), (3, 2.0**-5), (8, 2.0**-11), (32, 2.0**-11)]
-CASES = [(name, parameters) for name in METHODS for parameters in PARAMETERS[name]]
+SIZES = [(1, 2.0**-11), (2, 2.0**-11), (3, 2.0**-5), (8, 2.0**-11)]
+CASES = [(*size, name, parameters) for size in SIZES for name in METHODS for parameters in PARAMETERS[name]]
+CASES += [(32, 2.0**-11, name, PARAMETERS[name][-1]) for name in METHODS]
 
 
 def make_models(agents, moves):
@@ -192,10 +193,8 @@ def models():
     return find
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize(("agents", "moves"), SIZES)
-def test_a_method(device, models, agents, moves, case):
-    name, parameters = case
+@pytest.mark.parametrize(("agents", "moves", "name", "parameters"), CASES)
+def test_a_method(device, models, agents, moves, name, parameters):
     agents = min(agents, METHODS[name].max_agents)
     given = {key: value(agents) if callable(value) else value for key, value in parameters.items()}
     states = check_same_run(device, build_method(name, given, agents), *models(agents, moves))
@@ -203,6 +202,6 @@ def test_a_method(device, models, agents, moves, case):
         assert len(states) == (3 if name == "ties" else 1)  # the quota of each block was needed
 
 
-@pytest.mark.parametrize(("agents", "moves"), SIZES[:-1])
+@pytest.mark.parametrize(("agents", "moves"), SIZES)
 def test_what_is_observed(device, models, agents, moves):
     check_same_run(device, Observing(agents=agents), *models(agents, moves), blend=False)
