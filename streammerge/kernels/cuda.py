@@ -44,10 +44,11 @@ def _changes(base: Tensor, agents: Tensor, epsilon: Scalar) -> Tensor:
     return torch.hardshrink(deltas, _rounded(epsilon), out=deltas)
 
 
-def _add_in_order(rows: Tensor, out: Tensor) -> None:
+def _add_in_order(rows: Tensor, out: Tensor) -> Tensor:
     out.zero_()
     for row in rows:
         out.add_(row)
+    return out
 
 
 def _scale(rows: Tensor, factors: NDArray[np.floating]) -> None:
@@ -91,9 +92,7 @@ def _merge(
     _add_tally(changed, number(deltas), tally)
     if np.any(scales != 1):
         _scale(deltas, scales)
-        single = torch.empty_like(out)
-        _add_in_order(deltas, single)
-        torch.where(count == 1, single, out, out=out)
+        torch.where(count == 1, _add_in_order(deltas, torch.empty_like(out)), out, out=out)
     out.add_(base)
     torch.where(count == 0, base, out, out=out)
 
@@ -161,8 +160,7 @@ def sign_consensus(deltas: Tensor, weights: NDArray[np.float32], normalize: bool
 def _agreeing_weight(agreeing: Tensor, weights: NDArray[np.float32]) -> Tensor:
     """The sum of the weights of what is not 0, and 1 where it is 0."""
     _scale(agreeing.gt_(0), weights)
-    total = torch.empty_like(agreeing[0])
-    _add_in_order(agreeing, total)
+    total = _add_in_order(agreeing, torch.empty_like(agreeing[0]))
     return total.masked_fill_(total == 0, 1)
 
 
