@@ -1,12 +1,13 @@
 """Decoding, encoding and quantizing on any device that torch knows: the bytes of the Numba code, chunk by chunk.
 
-Modules and functions are named as their Numba twins in ``formats`` and ``formats/quants``, whose docstrings have layouts
-and sources. What differs is the shape of the work: an operation takes all blocks of a chunk at once, because starting
-it costs more than most of the arithmetic. Nothing here waits for the device.
+Modules and functions are named as their Numba twins in ``formats`` and ``formats/quants``, whose docstrings have the
+layouts and sources. What differs is the shape of the work: an operation takes all blocks of a chunk at once, because
+starting it costs more than most of the arithmetic. Nothing here waits for the device.
 
 Same bytes on every device means: each operation rounds once (no fused multiply-add), float sums are explicit additions
 in the order of the elements, a division has a tensor on the same device as its divisor (a number would become the
-product with its inverse), and a NaN, whose bits differ by device, is replaced before its bits count.
+product with its inverse), a square root is taken in float64 (torch's own of float32 is not always the nearest), and a
+NaN, whose bits differ by device, is replaced before its bits count.
 """
 
 from importlib import import_module

@@ -100,7 +100,7 @@ def _narrow(small: _Small, values: Tensor) -> Tensor:
 def _rounded(magnitude: Tensor, shift: int) -> Tensor:
     """``magnitude / 2**shift`` to nearest, ties to even. A carry into the exponent is the right result."""
     rounded = (magnitude >> shift).bitwise_and_(1)
-    return rounded.add_(magnitude).add_((1 << (shift - 1)) - 1).bitwise_right_shift_(shift)
+    return rounded.add_(magnitude).add_((1 << (shift - 1)) - 1) >> shift
 
 
 def _elements(dtype: str, raw: Tensor) -> Tensor:

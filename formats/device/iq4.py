@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from ..quants.codebooks import IQ4_LIMITS, IQ4_VALUES
-from .fields import constant, inverted, looked_up, put_nibbles, put_half, root, signed_peaks, table
+from .fields import constant, inverted, looked_up, put_half, put_nibbles, root, signed_peaks, table
 from .k_blocks import added
 from .rounding import nearest
+from .search import EPSILON
 
 WIDTH = 32
 SUPER = 8  # sub-blocks of an IQ4_XS block
 TRIES = 7
-EPSILON = float(torch.tensor(1e-15))  # GROUP_MAX_EPS as float32: below it a sub-block counts as zero
 
 SCRATCH = {"IQ4_NL": 23, "IQ4_XS": 25}
 
@@ -42,7 +42,7 @@ def _weights(squares: Tensor, weights: Tensor, group: int) -> Tensor:
 def _inverses(extreme: Tensor) -> Tensor:
     """The inverse scales to try, (tries, sub-blocks)."""
     device = extreme.device
-    least = IQ4_VALUES[0]
+    least = float(IQ4_VALUES[0])
     first = constant(1.0, device) / (extreme.neg() / constant(least, device))
     numerators = tuple(attempt + least for attempt in range(-TRIES, TRIES + 1))
     others = table(numerators, torch.float32, device).view(-1, 1) / extreme
@@ -63,14 +63,13 @@ def _fit(x: Tensor, w: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
 
 def _best(products: Tensor, squares: Tensor) -> Tensor:
     """The scale of the try that fits best, the first of equals."""
-    is_fit = squares > 0
     scales = products / squares
     gains = scales * products
     powers = products * products
-    scale = scales[0].masked_fill(~is_fit[0], 0.0)
+    scale = scales[0].masked_fill(~(squares[0] > 0), 0.0)
     best = scale * products[0]
     for attempt in range(1, len(scales)):
-        is_better = (powers[attempt] > best * squares[attempt]).logical_and_(is_fit[attempt])
+        is_better = powers[attempt] > best * squares[attempt]  # not where squares are 0: then products are
         scale = torch.where(is_better, scales[attempt], scale)
         best = torch.where(is_better, gains[attempt], best)
     return scale
@@ -106,8 +105,8 @@ def _put_scales(scales: Tensor, out: Tensor) -> Tensor:
 
     The codes are made for the float32 product, not for what d is rounded to.
     """
-    greatest = signed_peaks(torch.where(scales == scales, scales, 0.0))
-    d = greatest.neg_() / constant(32.0, scales.device)
+    extreme = signed_peaks(torch.where(scales == scales, scales, 0.0))
+    d = extreme.neg_() / constant(32.0, scales.device)
     put_half(d, out[:, :2])
     levels = nearest(inverted(d) * scales).clamp_(-32, 31)
     codes = levels + 32
@@ -124,4 +123,4 @@ def encode_iq4_xs(values: Tensor, weights: Tensor | None, out: Tensor) -> None:
     blocks, encoded = values.view(-1, WIDTH), out.view(-1, 136)
     scales = _search(blocks, weights, SUPER).view(-1, SUPER)
     scales = _put_scales(scales, encoded)
-    _put(blocks, scales.view(-1, 1), encoded[:, 8:].unflatten(1, (SUPER, WIDTH // 2)))
+    _put(blocks, scales.view(-1, 1), encoded[:, 8:].view(-1, SUPER, WIDTH // 2))

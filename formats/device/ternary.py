@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .fields import inverted, looked_up, peaks, put_nibbles, put_half, table
+from .fields import inverted, looked_up, peaks, put_half, put_nibbles, table
 
 TERNARY = 256
 WIDTH = 32  # elements of an MXFP4 block
@@ -24,7 +24,7 @@ _LAST_EXPONENT = 253
 
 
 def _first_bits(exponent: int) -> int:
-    """The bits of the least float32 whose logarithm, rounded to float32, reaches an integer: not always a power of 2."""
+    """The bits of the least float32 whose logarithm, rounded to float32, reaches an integer: just below its power."""
     power = (exponent + 127) << 23 if exponent >= -126 else 1 << (exponent + 149)
     codes = np.arange(max(1, power - 64), power + 1, dtype=np.uint32)
     logarithms = np.log2(codes.view(np.float32).astype(np.float64)).astype(np.float32)

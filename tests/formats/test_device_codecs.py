@@ -12,6 +12,7 @@ from streammerge.formats.errors import FormatError  # noqa: E402
 
 from . import test_codecs  # noqa: E402
 from .device_memory import check_bound, peak_bytes  # noqa: E402
+from .strange_device import StrangeDevice  # noqa: E402
 
 ALL = ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"]
 SMALL = test_codecs.SMALL
@@ -75,6 +76,16 @@ def test_values_of_every_exponent_are_encoded_as_in_numba(dtype, device):
     is_number = ~np.isnan(values)
     np.testing.assert_array_equal(found[is_number], wanted[is_number])
     assert np.isnan(test_codecs.decode(dtype, found)[0][~is_number]).all()
+
+
+@each_type
+def test_nothing_relies_on_the_processor(dtype):
+    values = every_exponent()
+    values = values[np.isfinite(values)]
+    with StrangeDevice():
+        encode(dtype, values, "cpu")
+        decode(dtype, values.view(test_codecs.storage(dtype)), "cpu")
+        device_codecs.largest_bits(torch.from_numpy(values))
 
 
 @each_type

@@ -22,6 +22,15 @@ NAMES = list(quants.QUANTS)
 each_type = pytest.mark.parametrize("name", NAMES)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Most tensors here are so small that a second thread is waited for longer than it helps."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @each_type
 def test_golden_rows(name, device):
     quant_checks.check_golden(name, encoder_on(device))
@@ -68,6 +77,44 @@ def test_scales_that_are_too_large_for_their_bits(name, device):
     weights = np.where(rng.random(row) < 0.06, rng.random(row, np.float32), np.float32(0))
     found = encoder_on(device)(name, values, row, weights)
     assert np.array_equal(found, quant_checks.encode(name, values, row, weights))
+
+
+@each_type
+def test_nothing_relies_on_the_processor(name):
+    device_formats.scratch(name)  # imports the family, whose constants are made where they may
+    encoder = encoder_on(torch.device("cpu"), StrangeDevice())
+    rng, row = np.random.default_rng(27), quant_checks.ROW
+    kinds = [*quant_checks.data(row, rng), *quant_checks.hostile_data(row, rng)]
+    values = np.concatenate([values for _, values in kinds])
+    for importance in (None, *(weights for _, weights in quant_checks.hostile_importances(row, rng))):
+        wanted = quant_checks.encode(name, values, row, importance)
+        assert np.array_equal(encoder(name, values, row, importance), wanted)
+
+
+@pytest.mark.parametrize(
+    ("operation", "message"),
+    [
+        (lambda x: x / 3, "division by a number"),
+        (lambda x: 3 / x, "reciprocal of"),
+        (lambda x: x.add(x, alpha=3), "add with a factor"),
+        (lambda x: x.addcmul(x, x), "addcmul of"),
+        (lambda x: x.sum(), "sum of"),
+        (lambda x: x.sqrt(), "sqrt of"),
+        (lambda x: x[0].item(), "_local_scalar_dense of"),
+        (lambda x: x[x > 1], "index of"),
+        (lambda x: (x * 200).to(torch.uint8), "400.* as torch.uint8"),
+        (lambda x: (x - torch.inf).add_(torch.inf).to(torch.int32), "nan.* as torch.int32"),
+    ],
+)
+def test_what_a_strange_device_finds(operation, message):
+    with StrangeDevice(), pytest.raises(AssertionError, match=message):
+        operation(torch.full((2,), 2.0))
+
+
+def test_nan_has_other_bits_on_a_strange_device():
+    with StrangeDevice():
+        found = (torch.full((1,), torch.inf) * 0.0).view(torch.int32)
+    assert found.item() == 0x7FFF_FFFF
 
 
 @each_type
