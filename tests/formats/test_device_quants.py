@@ -118,44 +118,6 @@ def test_nan_has_other_bits_on_a_strange_device():
 
 
 @each_type
-def test_nothing_relies_on_the_processor(name):
-    device_formats.scratch(name)  # imports the family, whose constants are made where they may
-    encoder = encoder_on(torch.device("cpu"), StrangeDevice())
-    rng, row = np.random.default_rng(27), quant_checks.ROW
-    kinds = [*quant_checks.data(row, rng), *quant_checks.hostile_data(row, rng)]
-    values = np.concatenate([values for _, values in kinds])
-    for importance in (None, *(weights for _, weights in quant_checks.hostile_importances(row, rng))):
-        wanted = quant_checks.encode(name, values, row, importance)
-        assert np.array_equal(encoder(name, values, row, importance), wanted)
-
-
-@pytest.mark.parametrize(
-    ("operation", "message"),
-    [
-        (lambda x: x / 3, "division by a number"),
-        (lambda x: 3 / x, "reciprocal of"),
-        (lambda x: x.add(x, alpha=3), "add with a factor"),
-        (lambda x: x.addcmul(x, x), "addcmul of"),
-        (lambda x: x.sum(), "sum of"),
-        (lambda x: x.sqrt(), "sqrt of"),
-        (lambda x: x[0].item(), "_local_scalar_dense of"),
-        (lambda x: x[x > 1], "index of"),
-        (lambda x: (x * 200).to(torch.uint8), "400.* as torch.uint8"),
-        (lambda x: (x - torch.inf).add_(torch.inf).to(torch.int32), "nan.* as torch.int32"),
-    ],
-)
-def test_what_a_strange_device_finds(operation, message):
-    with StrangeDevice(), pytest.raises(AssertionError, match=message):
-        operation(torch.full((2,), 2.0))
-
-
-def test_nan_has_other_bits_on_a_strange_device():
-    with StrangeDevice():
-        found = (torch.full((1,), torch.inf) * 0.0).view(torch.int32)
-    assert found.item() == 0x7FFF_FFFF
-
-
-@each_type
 def test_scratch_bounds_what_lives_at_a_time(name, device):
     rows, row = 64, 1024
     quant = quants.QUANTS[name]
