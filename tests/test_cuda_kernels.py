@@ -35,7 +35,7 @@ def arguments_of(primitive, agents, length):
         "epsilon": 2.0**-8, "scales": np.linspace(1, 1.7, agents).astype(F32), "factor": 0.7, "divisor": 3.3,
         "weights": np.linspace(1, -0.4, agents).astype(F32), "factors": np.linspace(0.5, 1, agents), "normalize": True,
         "a": 0.3, "b": -1.7, "high": (limits >> 16).astype(np.int64), "thresholds": limits,
-        "quota": rng.integers(0, length // 50 + 1, (BLOCKS, agents)),
+        "quota": np.concatenate([np.full((1, agents), length), rng.integers(0, length // 50 + 1, (2, agents))]),
         "density": rng.uniform(0, 1, agents), "keys": rng.integers(0, 2**64, (agents, 2), np.uint64), "start": 7,
         "tally": np.zeros((agents, 2), np.int64), "counts": np.zeros(counted.get(primitive, ()), np.int64),
         "sums": np.zeros(summed.get(primitive, ())), "whole": np.zeros((3, BLOCKS)),

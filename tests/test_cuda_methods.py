@@ -1,5 +1,6 @@
 """Every method with the torch backend, several blocks at once, against Numba block after block: states and bits."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,9 @@ class OneByOne:
     def part(self, numbers, index):
         return numbers[index]
 
+    def within(self):
+        return nullcontext()
+
     def array(self, values):
         return values.copy()
 
@@ -91,6 +95,11 @@ class Together:
 
     def part(self, numbers, index):
         return numbers[..., index]
+
+    def within(self):
+        from tests.formats.strange_device import StrangeDevice
+
+        return StrangeDevice() if self.device.type == "cpu" else nullcontext()
 
     def array(self, values):
         import torch
@@ -120,7 +129,8 @@ def measure(backend, step, state, base, agents):
     unused = backend.array(np.zeros((len(agents), 2), np.int64))
     for index in backend.parts:
         block, _ = block_of(backend, index, base, agents, unused)
-        step.block(backend.kernels, block, state, numbers if is_count else backend.part(numbers, index))
+        with backend.within():
+            step.block(backend.kernels, block, state, numbers if is_count else backend.part(numbers, index))
     measured = backend.host(numbers)
     if not is_count:
         measured = np.moveaxis(measured, backend.axis, 0)
@@ -142,7 +152,8 @@ def carry_out(backend, method, base, agents, blend=True):
     out, tally = np.zeros_like(base), backend.array(np.zeros((len(agents), 2), np.int64))
     for index in backend.parts if blend else ():
         block, place = block_of(backend, index, base, agents, tally)
-        method.blend(backend.kernels, block, state)
+        with backend.within():
+            method.blend(backend.kernels, block, state)
         out[place] = backend.host(block.out).reshape(-1)
     return states, out, backend.host(tally)
 

@@ -59,7 +59,7 @@ def _scale(rows: Tensor, factors: NDArray[np.floating]) -> None:
 def _add_tally(changed: Tensor, unique: Tensor, tally: Tensor) -> None:
     """What was counted by agent and block (agents, ...), exact in float32."""
     for column, found in enumerate((changed, unique)):
-        tally[:, column].add_(found.reshape(len(tally), -1).sum(1, dtype=torch.int64))
+        tally[:, column].add_(found.to(torch.int64).reshape(len(tally), -1).sum(1))
 
 
 def count_changes(base: Tensor, agents: Tensor, epsilon: Scalar, tally: Tensor) -> None:
@@ -91,7 +91,9 @@ def _merge(
     _add_tally(changed, number(deltas), tally)
     if np.any(scales != 1):
         _scale(deltas, scales)
-        torch.where(count == 1, deltas.sum(0), out, out=out)  # one of them at most is not 0
+        single = torch.empty_like(out)
+        _add_in_order(deltas, single)
+        torch.where(count == 1, single, out, out=out)
     out.add_(base)
     torch.where(count == 0, base, out, out=out)
 
@@ -187,12 +189,9 @@ def histogram_low(rows: Tensor, high: NDArray[np.int64], counts: Tensor) -> None
 def _count_bins(bins: Tensor, present: Tensor, counts: Tensor) -> None:
     """counts[b] += how often bin b is ``present`` (0 or 1, int32)."""
     bins, present = bins.reshape(-1).to(torch.int64), present.reshape(-1)
-    width = max(1, min(_LANES, len(bins) // len(counts)))
+    width = max(1, min(_LANES, len(bins) // len(counts)))  # divides several blocks, and is 1 for a shorter one
     lanes = counts.new_zeros((len(counts), width), dtype=torch.int32)
-    whole = len(bins) // width * width
-    lanes.scatter_add_(0, bins[:whole].view(-1, width), present[:whole].view(-1, width))
-    if whole < len(bins):
-        lanes.scatter_add_(0, bins[None, whole:], present[None, whole:])
+    lanes.scatter_add_(0, bins.view(-1, width), present.view(-1, width))
     counts.add_(lanes.sum(1, dtype=torch.int32))
 
 

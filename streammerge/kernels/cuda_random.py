@@ -44,10 +44,9 @@ class RandomMasks:
         for number in range(10):
             key_low, key_high = (_signed(word + number * step) for word, step in zip(key, _KEY_STEPS))
             c20 = self._high_products(c02).bitwise_xor_(c31)
-            c31 = c02.mul_(self._multipliers)
-            c20[0].bitwise_xor_(key_high)
-            c20[1].bitwise_xor_(key_low)
-            c02 = c20.flip(0)
+            c31 = c02 * self._multipliers
+            torch.bitwise_xor(c20[1], key_low, out=c02[0])
+            torch.bitwise_xor(c20[0], key_high, out=c02[1])
         return torch.stack((c02[0], c31[1], c02[1], c31[0]), -1).view(-1)
 
     def _high_products(self, words: Tensor) -> Tensor:
