@@ -192,7 +192,7 @@ def models():
     return find
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=[f"{name}-{number}" for number, (name, _) in enumerate(CASES)])
 @pytest.mark.parametrize(("agents", "moves"), SIZES)
 def test_a_method(device, models, agents, moves, case):
     name, parameters = case
