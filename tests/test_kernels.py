@@ -339,7 +339,7 @@ def uniform(key, start, length):
 
 
 @pytest.mark.parametrize("start", [0, 1, 5, 65_536, 3 * 65_536, 2**34 + 3])
-@pytest.mark.parametrize(("agents", "length"), product([1, 3], LENGTHS))
+@pytest.mark.parametrize(("agents", "length"), [*product([1, 3], LENGTHS)])
 def test_keep_random_draws_the_words_of_numpys_philox(kernels, agents, length, start):
     rng = np.random.default_rng(agents + length)
     keys = rng.integers(0, 2**64, (agents, 2), np.uint64)
