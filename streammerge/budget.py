@@ -107,8 +107,8 @@ class Memory:
 
 def fit(demand: Demand, *, allowed: int, reserved: int, threads: int, largest: int | None = None) -> Memory:
     """As many workers as asked, with chunks as large as the budget lets them be, at most ``largest`` elements (None: as
-    many as gain speed): first
-    smaller chunks, then fewer workers. Raises BudgetError naming the least budget that would do."""
+    many as gain speed): first smaller chunks, then fewer workers. Raises BudgetError naming the least budget that would
+    do."""
     fixed = reserved + _FIXED + demand.kept + demand.tensor
     fewest = -(-demand.grain // BLOCK)  # blocks of the smallest chunk
     smallest = fixed + demand.tensor + demand.per_worker(fewest * BLOCK)
