@@ -14,8 +14,8 @@ from .formats import codecs
 from .formats.contract import Bytes, Reader, Sink
 from .formats.dtypes import DTYPES
 from .jobs import TensorJob
-from .kernels.bfloat16 import Stored
-from .kernels.contract import BLOCK, MAX_STORED_AGENTS, Block, Kernels
+from .kernels.contract import BLOCK, Block, Kernels
+from .kernels.stored import Stored
 from .ledger import Outcome
 from .methods.base import Measure
 from .planning import Plan, encoded_size, input_widths, output_width, piece_size
@@ -125,12 +125,11 @@ class Worker:
         """One block of the result, encoded into its place among the packed bytes of the chunk. It is observed into
         ``row``, if there is one, before the method makes its own use of it."""
         running, job, method = task.running, task.running.job, self._plan.method_of(task.running.job)
-        block = self._stored(task, raws, offset, count) if row is None else None
-        if block is not None:
+        if row is None and job.dtype != "F64":
+            stored, block = self._stored(task, raws, offset, count, self._packed)
             before = self._found.tally.copy()
-            stored = Stored()
             method.blend(cast(Kernels, stored), block, running.state)
-            if stored.finite:
+            if stored.run():
                 return
             self._found.tally[:] = before  # over float32 once more, where what is not finite is counted and named
         block = self._decode(task, raws, offset, count)
@@ -144,26 +143,27 @@ class Worker:
     ) -> None:
         """Add the numbers of one block to ``out``."""
         state = task.running.state
-        block = self._stored(task, raws, offset, count)
-        if block is not None:
-            before = out.copy()
-            stored = Stored()
-            measure.block(cast(Kernels, stored), block, state, out)
-            if stored.finite:
-                return
-            out[:] = before
-        measure.block(self._kernels, self._decode(task, raws, offset, count), state, out)
+        if measure.kind == "sums":  # they are of whole blocks
+            measure.block(self._kernels, self._decode(task, raws, offset, count), state, out)
+            return
+        stored, block = self._stored(task, raws, offset, count, self._packed[:0])
+        measure.block(cast(Kernels, stored), block, state, out)
+        if not stored.run():
+            self._decode(task, raws, offset, count)  # where what is not finite is counted and named
 
-    def _stored(self, task: Task, raws: Sequence[Bytes], offset: int, count: int) -> Block | None:
-        """One block of every model in bfloat16 as stored, if the method takes it so."""
+    def _stored(
+        self, task: Task, raws: Sequence[Bytes], offset: int, count: int, packed: Bytes
+    ) -> tuple[Stored, Block]:
+        """One block of every model as stored, its place in ``packed``, and the primitives for it."""
         job = task.running.job
-        if not (self._plan.method.stored and len(raws) <= 1 + MAX_STORED_AGENTS and job.dtype == "BF16"):
-            return None
-        if any(model.tensors[job.name].dtype != "BF16" for model in self._models):
-            return None
-        base, *agents = (raw[2 * offset : 2 * (offset + count)].view(np.uint16) for raw in raws)
-        out = self._packed[2 * offset : 2 * (offset + count)].view(np.uint16)
-        return self._block(task, offset, base, agents, out)
+        models = [self._models[model].tensors[job.name].dtype for model in job.models(len(self._models))]
+        dtypes = (*models, job.dtype)
+        widths = [DTYPES[dtype].itemsize for dtype in dtypes]
+        base, *agents, out = (
+            raw[offset * width : (offset + count) * width] for raw, width in zip((*raws, packed), widths, strict=True)
+        )
+        block = self._block(task, offset, base, agents, out)
+        return Stored(block, dtypes), block
 
     def _block(self, task: Task, offset: int, base: Any, agents: Any, out: Any) -> Block:
         job = task.running.job

@@ -16,9 +16,6 @@ import numpy as np
 # The unit of float64 sums: a tensor's flat index range is cut into blocks of this many elements from 0 on.
 BLOCK = 65_536
 
-# Blocks of bfloat16 as stored have at most this many agents: as many as fit in the registers of a processor.
-MAX_STORED_AGENTS = 4
-
 # Of each run of 8,192 elements the first 32 are looked at for repetitions: as many as quantized formats scale together.
 SAMPLE, SAMPLED_RUN = 32, 8_192
 
@@ -29,12 +26,12 @@ Scalar = float | np.float32
 
 @dataclass(slots=True)
 class Block:
-    """One block of one tensor, in float32, or in bfloat16 as stored.
+    """One block of one tensor, in float32 or as stored.
 
-    ``base`` (n), ``agents`` (agents x n) and ``out`` (n) are workspace: primitives may overwrite them. As stored,
-    they are uint16, ``base`` and ``agents`` (a sequence of rows) are read-only, and the primitives are those of
-    ``bfloat16.Stored``: where all is finite, the result is what decoding, computing in float32 and encoding would give,
-    bit for bit.
+    ``base`` (n), ``agents`` (agents x n) and ``out`` (n) are workspace: primitives may overwrite them. As stored, they
+    are bytes, ``agents`` is a sequence of rows, and the primitives are those of ``stored.Stored``: the result is what
+    decoding, computing in float32 and encoding would give, bit for bit. So a method gives primitives these arrays, its
+    parameters, and what it counts in, nothing else.
     ``index`` is the block's number in its tensor, ``start`` its first element's flat index.
     ``tally`` (agents x 2, int64) adds up changed and unique weights where a method counts them.
     """

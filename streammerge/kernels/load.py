@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .contract import Kernels
 
-_CPU = ("formats.codecs", "kernels.sums", "kernels.cpu", "kernels.bfloat16")
+_CPU = ("formats.codecs", "kernels.cpu", "kernels.stored")
 
 
 def load_cpu(notify: Callable[[str], None] = lambda text: None) -> Kernels:

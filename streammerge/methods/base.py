@@ -156,7 +156,6 @@ class Method:
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
     scope: ClassVar[Literal["tensor", "model"]] = "tensor"  # what its measure passes go over
     uses_base: ClassVar[bool] = True  # False: the base gives names and copied tensors only
-    stored: ClassVar[bool] = False  # whether all its primitives take bfloat16 as stored
     tallies: ClassVar[bool] = False  # whether its blend counts changed and unique weights
     min_agents: ClassVar[int] = 1
     max_agents: ClassVar[int] = 32
