@@ -58,6 +58,19 @@ def pipeline(data: Path, mergekit: Path, llama_cpp: Path, rounds: int) -> None:
 
 
 @main.command()
+@click.option("--data", type=FOLDER, required=True, help="Folder with base, agent-0, ... in bf16, and a tokenizer.")
+@click.option("--device", default="cuda", show_default=True, help="As streammerge --device; torch:cpu tries this out.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--max-ram", default="8G", show_default=True, help="CUDA takes some gigabytes by itself.")
+def cuda(data: Path, device: str, rounds: int, max_ram: str) -> None:
+    """Merges and quantizers on a CUDA device, against the processor and against the device's limits."""
+    from bench.cuda import bench_cuda
+
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=data.parent) as work:
+        _report(bench_cuda, data, Path(work), device, rounds, max_ram)
+
+
+@main.command()
 @click.option("--data", type=FOLDER, required=True, help="Folder that has or will get a folder for each shape.")
 @click.option("--shape", "shapes", multiple=True, default=("135m", "1.24b", "7b"), show_default=True)
 def growth(data: Path, shapes: tuple[str, ...]) -> None:

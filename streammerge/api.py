@@ -4,6 +4,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
@@ -36,6 +37,8 @@ class Options(TypedDict, total=False):
     max_ram: str | int | None
     threads: int | None
     io: Literal["auto", "mmap", "pread"]
+    device: str
+    max_vram: str | int | None
     exclude: Sequence[str]
     only: Sequence[str]
     dtype: str | None
@@ -68,7 +71,7 @@ def recipe_of(
         raise RecipeError("the output's name is empty; -o takes a folder, or a file that ends in .safetensors or .gguf")
     if fields.get("report") is not None:
         fields["report"] = Path(fields["report"])
-    for size in ("max_ram", "max_shard_size"):
+    for size in ("max_ram", "max_vram", "max_shard_size"):
         if isinstance(fields.get(size), str):
             fields[size] = parse_size(fields[size])
     for patterns in ("exclude", "only"):
@@ -153,7 +156,20 @@ def verify(
 def plan_recipe(recipe: Recipe, listener: Listener = lambda event: None) -> Plan:
     """Plan a recipe. The kernels are loaded first, so that the memory they take is in ``reserved``."""
     _load_kernels(listener)
-    return make_plan(recipe, lambda text: listener(Notice(text)))
+
+    def notify(text: str) -> None:
+        listener(Notice(text))
+
+    planned = make_plan(recipe, notify)
+    if recipe.device != "auto":
+        return planned
+    from .device.choice import choose
+
+    placement = choose(planned, notify)
+    if placement.is_processor:
+        return replace(planned, placement=placement)
+    chosen = make_plan(replace(recipe, device=placement.device), notify)
+    return replace(chosen, placement=replace(chosen.placement, why=placement.why))
 
 
 def _load_kernels(listener: Listener) -> "Kernels":
@@ -188,4 +204,14 @@ def merge_recipe(
     outcome, shares = carry_out(planned, kernels, listener, stop or threading.Event())
     if recipe.report is not None:
         page.write(inspection_of(planned, outcome, time.perf_counter() - began), recipe.report)
-    return Report(planned, outcome, time.perf_counter() - began, budget.peak(), shares)
+    seconds = time.perf_counter() - began
+    return Report(planned, outcome, seconds, budget.peak(), shares, _device_peak(planned))
+
+
+def _device_peak(planned: Plan) -> int | None:
+    """What was taken of a CUDA device at most."""
+    if planned.placement.is_processor:
+        return None
+    from .device.torch_device import open_device, peak
+
+    return peak(open_device(planned.placement.device))

@@ -5,6 +5,7 @@ StreammergeError            1   the root: catch this
 ├── OutputError             1   the output cannot be written                        (streammerge.formats)
 │   └── UnfinishedError     1   an unfinished run of it stands there, and going on was not asked for or is not possible
 ├── MismatchError           1   the models do not fit each other
+├── DeviceError             1   a CUDA device is missing, was lost, or computes other bytes than the processor
 ├── NonFiniteError          1   a NaN or an infinity where a number should be
 ├── RecipeError             2   what was asked cannot be understood
 ├── BudgetError             3   it cannot be done within the memory that was granted
@@ -15,6 +16,7 @@ from .formats.errors import FormatError, OutputError, StreammergeError, why
 
 __all__ = [
     "BudgetError",
+    "DeviceError",
     "FormatError",
     "Interrupted",
     "MismatchError",
@@ -33,6 +35,10 @@ class UnfinishedError(OutputError):
 
 class MismatchError(StreammergeError):
     """The models do not fit each other: tensors missing or extra, shapes or types that differ."""
+
+
+class DeviceError(StreammergeError):
+    """A device is missing, was lost, or computes other bytes than the processor."""
 
 
 class NonFiniteError(StreammergeError):

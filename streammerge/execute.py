@@ -22,7 +22,7 @@ import numpy as np
 from . import checksum
 from .errors import Interrupted, NonFiniteError, OutputError
 from .events import Advanced, Listener, PassStarted
-from .formats.contract import Bytes, Sink
+from .formats.contract import Bytes, Reader, Sink
 from .jobs import TensorJob
 from .kernels.contract import Kernels
 from .ledger import Ledger, Outcome
@@ -79,17 +79,28 @@ class _Execution:
 
     @contextmanager
     def _workers(self) -> Iterator[list[Worker]]:
-        plan, readers = self.plan, []
+        plan, readers = self.plan, list[Reader]()
         with ExitStack() as stack:
             for model in (plan.base, *plan.agents):
                 readers.append(model.reader(plan.io))
                 stack.callback(readers[-1].close)
             try:
-                yield [Worker(plan, self.kernels, readers, self.sink) for _ in range(plan.memory.workers)]
+                yield stack.enter_context(self._open_workers(readers))
             except (OutputError, NonFiniteError):
                 for reader in readers:
                     reader.check()  # an input that was cut or rewritten meanwhile explains either
                 raise
+
+    @contextmanager
+    def _open_workers(self, readers: Sequence[Reader]) -> Iterator[list[Worker]]:
+        plan = self.plan
+        if plan.placement.is_processor:
+            yield [Worker(plan, self.kernels, readers, self.sink) for _ in range(plan.memory.workers)]
+            return
+        from .device.worker import open_workers
+
+        with open_workers(plan, self.kernels, readers, self.sink) as workers:
+            yield workers
 
     def _measure_model(self, workers: Sequence[Worker]) -> State:
         """Measure passes over the whole model, each a stage of its own."""

@@ -76,6 +76,21 @@ class TensorJob:
         return range(count) if self.action == "merge" else self.donors
 
     @property
+    def kind(self) -> tuple[object, ...]:
+        """What tensors have in common that are computed in the same way."""
+        target = self.target
+        stored = target and (target.dtype, target.converted, target.heads > 0, target.shift != 0)
+        return self.source_dtype, self.dtype, stored
+
+    @property
+    def is_stored_as_packed(self) -> bool:
+        """Whether a GGUF file holds just the bytes that safetensors would have."""
+        target = self.target
+        return target is None or (
+            target.dtype == target.converted == self.dtype and not target.heads and not target.shift
+        )
+
+    @property
     def row(self) -> int:
         """Elements of a row; rows of a vector are its elements, unless it becomes blocks."""
         blocks = self.target is not None and self.target.is_quantized

@@ -10,18 +10,18 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import budget
-from .budget import Demand, Memory
+from .budget import Memory
 from .checkpoint import Checkpoint, open_checkpoint
+from .demand import demand_of
+from .device.placement import PROCESSOR, Placement, torch_placement
 from .errors import OutputError
 from .formats.atomic import half_named, partial_folder
 from .formats.contract import OutputFile, OutputTensor, total_bytes
 from .formats.dtypes import DTYPES
-from .formats.reading import WINDOW_GRAIN
 from .formats.safetensors import SINGLE, index_json, layout
 from .inspection.observing import DEFAULT_EPSILON, Columns, Observe
 from .jobs import TensorJob
@@ -30,18 +30,10 @@ from .manifest_check import NAME as MANIFEST
 from .matching import check_distinct, check_something_is_merged, match
 from .methods.base import Measure, Method
 from .recipe import DEFAULT_SHARD, Recipe
-from .tree import rows_waiting
 from .varying import general_method, idle_filters, methods_by_tensor, plain, settled
 
 if TYPE_CHECKING:
     from .gguf.output import GgufOutput
-
-# What quantizing takes beside the chunk and the pieces: an encoder's own scratch, and the largest small tensor.
-QUANTIZING = 1 << 20
-# What a tensor takes in schedule, ledger and manifest, measured at 3.5 KB with a name of 60 letters.
-ENTRY = 4 << 10
-# What keeping the numbers of a tensor takes beside them and a copy: Python's own objects, rounded up.
-KEPT = 1024
 
 
 @dataclass(frozen=True)
@@ -63,6 +55,7 @@ class Plan:
     free_disk: int | None
     notices: tuple[str, ...]
     gguf: "GgufOutput | None" = None
+    placement: Placement = PROCESSOR
 
     @property
     def is_folder(self) -> bool:
@@ -162,6 +155,7 @@ class Plan:
             "passes": {"model": self.model_passes, "tensor": self.tensor_passes},
             "memory": asdict(self.memory),
             "io": self.io,
+            "device": asdict(self.placement),
             "bytes_to_read": self.bytes_to_read,
             "bytes_to_write": self.bytes_to_write,
             "free_disk": self.free_disk,
@@ -220,8 +214,10 @@ def make_plan(
     measures = [measure for of_some in set(methods.values()) for measure in of_some.measures()]
     if recipe.report is not None:
         measures.append(_observer(method, len(agents)))
+    placement = PROCESSOR if given or recipe.device in ("auto", "cpu") else torch_placement(recipe.device)
+    demand = demand_of(measures, base, agents, jobs, mapped=io == "mmap", on_device=not placement.is_processor)
     memory = budget.fit(
-        _demand(measures, base, agents, jobs, mapped=io == "mmap"),
+        demand,
         allowed=budget.allowed(recipe.max_ram),
         reserved=budget.peak() if reserved is None else reserved,
         threads=threads,
@@ -230,7 +226,13 @@ def make_plan(
     plan = Plan(
         recipe, method, methods, base, agents, matched.tokenizer, jobs, output, files, memory, io, None, notices, gguf
     )
-    return plan if output is None else replace(plan, free_disk=_check_output(plan, output))
+    if output is not None:
+        plan = replace(plan, free_disk=_check_output(plan, output))
+    if placement.is_processor:
+        return plan
+    from .device.prepare import placed  # imports torch
+
+    return placed(replace(plan, placement=placement), demand, threads)
 
 
 def _safetensors_files(recipe: Recipe, jobs: Sequence[TensorJob]) -> tuple[OutputFile, ...]:
@@ -327,83 +329,8 @@ def in_the_way(plan: Plan) -> list[Path]:
     ]
 
 
-# --- what it needs ---------------------------------------------------------------------------------------------------
-
-
 def _observer(method: Method, agents: int) -> Observe:
     return Observe(Columns(agents), getattr(method, "epsilon", DEFAULT_EPSILON))
-
-
-def input_widths(base: Checkpoint, agents: Sequence[Checkpoint], jobs: Sequence[TensorJob]) -> list[int]:
-    """Bytes of the widest element that is read from the base and from each agent."""
-    models = (base, *agents)
-    widths = [0] * len(models)
-    for job in jobs:
-        for model in job.models(len(models)):
-            widths[model] = max(widths[model], DTYPES[models[model].tensors[job.name].dtype].itemsize)
-    return widths
-
-
-def output_width(jobs: Sequence[TensorJob]) -> int:
-    """Bytes of the widest element that a merge gives, before it is quantized."""
-    return max(DTYPES[job.dtype].itemsize for job in jobs)
-
-
-def _demand(
-    measures: Iterable[Measure],
-    base: Checkpoint,
-    agents: Sequence[Checkpoint],
-    jobs: Sequence[TensorJob],
-    *,
-    mapped: bool,
-) -> Demand:
-    merged = [job for job in jobs if job.action == "merge"]
-    counters, rows, numbers, kept = 0, 0, 0, 0
-    # a chunk of whole grains is longer than half a block, and its last block may be a short one
-    blocks = max(-(-(1 + (job.grain > 1)) * job.elements // BLOCK) for job in merged)
-    for measure in measures:
-        size = 8 * prod(measure.shape(len(agents)))
-        counters = max(counters, size) if measure.kind == "counts" else counters
-        if measure.kind == "sums":
-            rows = max(rows, size * rows_waiting(blocks))
-            numbers = max(numbers, size)
-        elif measure.kind == "blocks":
-            rows = max(rows, 3 * size * blocks)
-        kept += len(merged) * (2 * size + KEPT) if measure.keeps else 0
-    inputs = sum(input_widths(base, agents, jobs))
-    edges = 0
-    if mapped:  # the ends of a window are rounded out; tensors that are not aligned are copied as well
-        models = (base, *agents)
-        edges = 2 * WINDOW_GRAIN * len(models)
-        crooked = any(info.offset % DTYPES[info.dtype].itemsize for model in models for info in model.tensors.values())
-        inputs *= 2 if crooked else 1
-    return Demand(
-        inputs=inputs,
-        output=output_width(jobs) + quantized_width(jobs),
-        floats=4 * (len(agents) + 2),
-        worker=counters + edges + 2 * 4 * piece_size(jobs) + (QUANTIZING if piece_size(jobs) else 0),
-        tensor=2 * counters + rows,
-        numbers=numbers,
-        kept=kept + ENTRY * len(jobs),
-        grain=max(min(job.segment, job.elements) for job in jobs),
-    )
-
-
-def quantized_width(jobs: Sequence[TensorJob]) -> int:
-    """Bytes of an element in a GGUF file, at most and rounded up, in tensors of more than a block; 0 without these."""
-    targets = [job.target for job in jobs if job.target and job.elements > BLOCK]
-    return max((-(-target.block_bytes // target.block) for target in targets), default=0)
-
-
-def encoded_size(jobs: Sequence[TensorJob], chunk: int) -> int:
-    """Bytes of the largest piece of a GGUF file that a chunk becomes."""
-    return max(job.target.nbytes(min(chunk, job.elements)) for job in jobs if job.target)
-
-
-def piece_size(jobs: Sequence[TensorJob]) -> int:
-    """Elements that are quantized at a time: a block, or two rows where these are longer; 0 for safetensors."""
-    rows = [2 * job.row for job in jobs if job.target]
-    return max(BLOCK, *rows) if rows else 0
 
 
 def weights_of(jobs: Sequence[TensorJob]) -> Mapping[str, int]:

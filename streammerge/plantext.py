@@ -29,7 +29,14 @@ def plan_text(plan: Plan) -> str:
         f"memory   {format_size(memory.projected)} projected of {format_size(memory.allowed)} allowed; "
         f"{format_size(memory.reserved)} reserved; at least {format_size(memory.least)}",
         f"workers  {memory.workers} with chunks of {memory.chunk:,} weights",
+        f"device   {plan.placement}",
     ]
+    vram = plan.placement.vram
+    if vram is not None:
+        lines.append(
+            f"vram     {format_size(vram.projected)} projected of {format_size(vram.allowed)} allowed; "
+            f"{vram.run:,} weights at a time"
+        )
     lines += [f"note     {notice}" for notice in plan.notices]
     lines.append("tensors")
     if plan.gguf is not None:

@@ -170,9 +170,10 @@ class LiveBar(Silence):
 
 def _planned(event: Planned) -> str:
     plan, memory = event.plan, event.plan.memory
+    place = "" if plan.placement.is_processor else f" on {plan.placement}"
     writing = f"{format_size(plan.bytes_to_write)} to write; " if plan.output is not None else ""
     return (
         f"{plan.method.name}: base and {counted(len(plan.agents), 'agent')}, {len(plan.tensor_names)} tensors, "
-        f"{writing}{counted(memory.workers, 'thread')}, "
+        f"{writing}{counted(memory.workers, 'thread')}{place}, "
         f"{format_size(memory.projected)} of {format_size(memory.allowed)} memory projected"
     )

@@ -13,6 +13,8 @@ from .methods import find_method
 DEFAULT_METHOD = "ram+"
 DEFAULT_SHARD = 5 * 10**9  # of safetensors; a GGUF file is one unless asked otherwise
 Head = Literal["tied", "untied"]
+# "torch:cpu" is for tests: what CUDA does, done by torch on the processor
+DEVICES = re.compile(r"auto|cpu|cuda(:\d{1,3})?|torch:cpu")
 INTERMEDIATES = ("auto", "bf16", "f16", "f32", "none")
 
 
@@ -48,6 +50,7 @@ class Recipe:
     of what is free, ``threads`` None every processor, ``max_shard_size`` None what is usual for the format, 0 one file.
     ``parameters`` are the method's: one value, a tuple of one for each agent, or ``ByTensor`` in their place.
     ``head`` says which way to go where some models tie their head to the embedding and others do not.
+    ``device`` is "auto", "cpu", "cuda" or "cuda:1"; ``max_vram`` None is most of what is free there.
     ``gguf`` is None where the output is safetensors; ``report`` is a page to write about what the agents changed;
     ``notices`` are what is to be said about what was asked."""
 
@@ -70,6 +73,8 @@ class Recipe:
     resume: bool = False
     report: Path | None = None
     gguf: GgufOptions | None = None
+    device: str = "auto"
+    max_vram: int | None = None
     notices: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
@@ -80,6 +85,10 @@ class Recipe:
             raise RecipeError(f"--head {self.head!r} is not known; it is one of {', '.join(get_args(Head))}")
         if self.threads is not None and self.threads < 1:
             raise RecipeError(f"--threads must be at least 1, found {self.threads}")
+        if DEVICES.fullmatch(self.device) is None:
+            raise RecipeError(f"--device {self.device!r:.80} is not known; it is auto, cpu, cuda or cuda:1")
+        if self.max_vram is not None and self.device == "cpu":
+            raise RecipeError("--max-vram is for CUDA; leave it out, or choose --device cuda or auto")
         if self.report is not None and self.resume:
             raise RecipeError(
                 "--report shows what the merge itself reads, and --resume does not read again what is done; "

@@ -47,6 +47,7 @@ class Report:
     seconds: float
     peak: int
     agents: tuple[AgentShare, ...]
+    device_peak: int | None = None
 
     @property
     def gigabytes_per_second(self) -> float:
@@ -75,6 +76,7 @@ class Report:
             "gigabytes_per_second": self.gigabytes_per_second,
             "bound_by": self.bound_by,
             "memory": memory,
+            "device": {**asdict(self.plan.placement), "peak": self.device_peak},
         }
 
 
@@ -139,6 +141,18 @@ def summary(report: Report) -> list[str]:
         f"  memory: peak {format_size(report.peak)}, projected {format_size(memory.projected)}, "
         f"allowed {format_size(memory.allowed)} (reserved {format_size(memory.reserved)})"
     )
+    return [*lines, *_device_lines(report)]
+
+
+def _device_lines(report: Report) -> list[str]:
+    """Where it was computed, if there was a choice, and what that took of the device's memory."""
+    placement, peak = report.plan.placement, report.device_peak
+    lines = [f"  computed on {placement}"] if placement.had_choice else []
+    if placement.vram is not None and peak is not None:
+        lines.append(
+            f"  its memory: peak {format_size(peak)}, projected {format_size(placement.vram.projected)}, "
+            f"allowed {format_size(placement.vram.allowed)}"
+        )
     return lines
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import checksum
+from .demand import encoded_size, input_widths, output_width, piece_size
 from .errors import NonFiniteError
 from .formats import codecs
 from .formats.contract import Bytes, Reader, Sink
@@ -18,7 +19,7 @@ from .kernels.contract import BLOCK, Block, Kernels
 from .kernels.stored import Stored
 from .ledger import Outcome
 from .methods.base import Measure
-from .planning import Plan, encoded_size, input_widths, output_width, piece_size
+from .planning import Plan
 from .schedule import Task, storage
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ class Worker:
             self._copy(task)
         return Carried(self._found, numbers, self._digests)
 
+    def filled(self, raws: Sequence[Bytes]) -> list[Bytes]:
+        """These bytes of the models in the worker's own buffers, as if they had been read."""
+        for raw, buffer in zip(raws, self._raw):
+            buffer[: raw.size] = raw
+        return [buffer[: raw.size] for raw, buffer in zip(raws, self._raw)]
+
     def _read(self, model: int, name: str, start: int, stop: int) -> Bytes:
         began = time.perf_counter()
         info = self._models[model].tensors[name]
@@ -76,14 +83,12 @@ class Worker:
         self._found.waiting += time.perf_counter() - began
         return raw
 
-    def _write(self, job: TensorJob, start: int, stop: int, packed: Bytes) -> None:
-        """Write elements ``start`` to ``stop``, which ``packed`` holds in the job's type."""
-        name, position, data = job.name, start * DTYPES[job.dtype].itemsize, packed
-        began = time.perf_counter()
+    def _write(self, job: TensorJob, start: int, data: Bytes) -> None:
+        """Write what elements from ``start`` on have become."""
+        name, position = job.name, start * DTYPES[job.dtype].itemsize
         if job.target is not None:
-            assert self._encoder is not None
             name, position = job.target.name, job.target.nbytes(job.target.first + start)
-            data = self._encoder.encode(job, start, stop, packed)
+        began = time.perf_counter()
         self._digests = checksum.digests(data.data, job.written(job.segment))
         self._found.computing += time.perf_counter() - began
         began = time.perf_counter()
@@ -98,10 +103,20 @@ class Worker:
             self._readers[model].release(info, start * width, stop * width)
 
     def _merge(self, task: Task) -> NDArray[Any] | None:
-        running, job, plan = task.running, task.running.job, self._plan
+        job = task.running.job
         models = job.models(len(self._models))
         raws = [self._read(model, job.name, task.start, task.stop) for model in models]
         began = time.perf_counter()
+        numbers, data = self.compute(task, raws)
+        self._found.computing += time.perf_counter() - began
+        if data is not None:
+            self._write(job, task.start, data)
+        self._release(models, job.name, task.start, task.stop)
+        return numbers
+
+    def compute(self, task: Task, raws: Sequence[Bytes]) -> tuple[NDArray[Any] | None, Bytes | None]:
+        """One chunk of a merged tensor: what its pass measured, and what the blend gives as it is written."""
+        running, job, plan = task.running, task.running.job, self._plan
         measure = running.passes[running.position]
         measuring = plan.measuring(job, measure)
         blocks = -(-(task.stop - task.start) // BLOCK)
@@ -114,12 +129,13 @@ class Worker:
                 assert numbers is not None
                 target = numbers if measure.kind == "counts" else numbers[offset // BLOCK]
                 self._measure(task, measure, raws, offset, count, target)
-        self._found.computing += time.perf_counter() - began
-        if measure is None:
-            packed = (task.stop - task.start) * DTYPES[job.dtype].itemsize
-            self._write(job, task.start, task.stop, self._packed[:packed])
-        self._release(models, job.name, task.start, task.stop)
-        return numbers
+        return numbers, None if measure is not None else self._encoded(task, self._packed)
+
+    def _encoded(self, task: Task, packed: Bytes) -> Bytes:
+        """A chunk as it is written; ``packed`` begins with its elements in the job's type."""
+        job = task.running.job
+        packed = packed[: (task.stop - task.start) * DTYPES[job.dtype].itemsize]
+        return packed if self._encoder is None else self._encoder.encode(job, task.start, task.stop, packed)
 
     def _blend(self, task: Task, raws: Sequence[Bytes], offset: int, count: int, row: NDArray[Any] | None) -> None:
         """One block of the result, encoded into its place among the packed bytes of the chunk. It is observed into
@@ -200,14 +216,17 @@ class Worker:
         """What is not merged: a model's bytes, its values in another type, or the mean of several models."""
         job, start, stop = task.running.job, task.start, task.stop
         raws = [self._read(model, job.name, start, stop) for model in job.donors]
-        if job.action == "copy":
-            self._write(job, start, stop, raws[0])
-        else:
+        began = time.perf_counter()
+        packed = raws[0]
+        if job.action != "copy":
+            packed = self._packed
             for offset in range(0, stop - start, BLOCK):
                 block = self._decode(task, raws, offset, min(BLOCK, stop - start - offset))
                 self._average(block)
                 self._encode(job, block, raws[0], offset)
-            self._write(job, start, stop, self._packed[: (stop - start) * DTYPES[job.dtype].itemsize])
+        data = self._encoded(task, packed)
+        self._found.computing += time.perf_counter() - began
+        self._write(job, start, data)
         self._release(job.donors, job.name, start, stop)
 
     def _average(self, block: Block) -> None:

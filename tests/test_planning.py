@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import streammerge
+from streammerge.demand import ENTRY
 from streammerge.errors import BudgetError, FormatError, MismatchError, OutputError, RecipeError
-from streammerge.planning import ENTRY
 from tests.conftest import save_floats, save_tensors
 
 

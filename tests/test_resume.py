@@ -20,10 +20,10 @@ import streammerge
 import streammerge.statistics
 from bench.sample.generate import Shape, make_agent, make_base
 from streammerge import budget, journal
+from streammerge.demand import ENTRY
 from streammerge.errors import Interrupted, OutputError, UnfinishedError
 from streammerge.events import Advanced, Finishing, Notice, PassStarted
 from streammerge.ledger import Ledger, Outcome
-from streammerge.planning import ENTRY
 from streammerge.varying import ByTensor, Rule
 from tests.gguf.merging import PRE, make_models
 

@@ -15,7 +15,7 @@ from streammerge.jobs import TensorJob
 Floats = NDArray[np.float32]
 
 # Scales are float16: from here on a block's scale may overflow, and the result is looked at.
-_LARGE = 60000.0
+LARGE = 60000.0
 
 
 class Encoder:
@@ -29,19 +29,19 @@ class Encoder:
         self._weights = weights
         self._values = np.empty(piece, np.float32)
         self._moved = np.empty(piece, np.float32)
-        self._encoded = np.empty(size, np.uint8)
+        self.encoded = np.empty(size, np.uint8)
 
     def encode(self, job: TensorJob, start: int, stop: int, packed: Bytes) -> Bytes:
         """The bytes of elements ``start`` to ``stop`` of a job, whole grains of it; ``packed`` holds them in the type
         that safetensors would have. Valid until the next call. Raises NonFiniteError."""
         target = job.target
         assert target is not None
-        if target.dtype == target.converted == job.dtype and not target.heads and not target.shift:
+        if job.is_stored_as_packed:
             return packed
-        encoded = self._encoded[: target.nbytes(stop - start)]
+        encoded = self.encoded[: target.nbytes(stop - start)]
         columns = job.row
         weights = self._weights.get(target.name)
-        for first, last in self._pieces(job, start, stop, columns, weights):
+        for first, last in pieces(job, start, stop, self._values.size, weights is not None):
             values = self._rows(job, packed, start, first, last)
             if target.shift:
                 values += np.float32(target.shift)
@@ -51,20 +51,6 @@ class Encoder:
             matrix = (target.first + first) // job.matrix
             self._quantize(job, values, columns, None if weights is None else weights[matrix], out)
         return encoded
-
-    def _pieces(
-        self, job: TensorJob, start: int, stop: int, columns: int, weights: Floats | None
-    ) -> Iterator[tuple[int, int]]:
-        """Runs of whole rows, of an even number of them where rows move, and of one matrix where columns weigh."""
-        assert job.target is not None
-        step = self._values.size // columns * columns
-        if job.target.heads:
-            step = self._values.size // (2 * columns) * (2 * columns)
-        matrix = job.matrix if weights is not None else job.elements
-        while start < stop:
-            end = min(start + step, stop, (start // matrix + 1) * matrix)
-            yield start, end
-            start = end
 
     def _rows(self, job: TensorJob, packed: Bytes, start: int, first: int, last: int) -> Floats:
         """Elements ``first`` to ``last`` of the file's tensor as float32; the chunk begins with element ``start``."""
@@ -108,7 +94,7 @@ class Encoder:
                 self._too_large(job, values, kind)
             return
         quants.encode(kind, values, columns, weights, out)
-        if (largest := codecs.largest_magnitude(values)) >= _LARGE:
+        if (largest := codecs.largest_magnitude(values)) >= LARGE:
             quants.decode(kind, out, values)
             if not np.isfinite(values).all():
                 self._too_large(job, np.array([largest], np.float32), kind)
@@ -119,3 +105,16 @@ class Encoder:
             f"tensor {job.name!r}: {largest:g} is too large for {kind}; choose another type for it, such as "
             f"--tensor-type '{job.target.name if job.target else job.name}=BF16'"
         )
+
+
+def pieces(job: TensorJob, start: int, stop: int, room: int, is_weighted: bool) -> Iterator[tuple[int, int]]:
+    """Runs of whole rows that fit into ``room`` elements, of an even number of them where rows move, and of one matrix
+    where columns weigh."""
+    assert job.target is not None
+    rows = (2 if job.target.heads else 1) * job.row
+    step = room // rows * rows
+    matrix = job.matrix if is_weighted else job.elements
+    while start < stop:
+        end = min(start + step, stop, (start // matrix + 1) * matrix)
+        yield start, end
+        start = end

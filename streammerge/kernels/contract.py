@@ -2,8 +2,16 @@
 
 A backend works on **blocks**: at most 65,536 consecutive elements of one tensor, decoded to float32, of the
 base and of every agent. All arithmetic is float32, each operation rounded once, in the order written here,
-without fused multiply-add. Sums over elements are float64 in a fixed order. So every backend gives the
-same bits, and no chunk size, thread count or device can change them.
+without fused multiply-add. So every backend gives the same bits, and no chunk size, thread count or device can
+change them.
+
+The **float64 sum of a block**: tiles of ``TILE`` elements, the last one filled up with zeros, are widened, and
+multiplied where it is a sum of products; a tile is folded in half until one number is left (p[j] += p[j + 512],
+p[j] += p[j + 256] ...), and these are added up tile by tile.
+
+A backend may take **several blocks at once**. Then arrays of elements have an axis of blocks before the last: base
+and out (blocks, BLOCK), agents (agents, blocks, BLOCK). What is measured by block has it as the last axis, quotas as
+the first, and ``Block.index`` is a slice; counts, which may be added up in any order, have no such axis.
 
 Methods (``streammerge.methods``) are written once against these primitives.
 """
@@ -15,6 +23,7 @@ import numpy as np
 
 # The unit of float64 sums: a tensor's flat index range is cut into blocks of this many elements from 0 on.
 BLOCK = 65_536
+TILE = 1024
 
 # Of each run of 8,192 elements the first 32 are looked at for repetitions: as many as quantized formats scale together.
 SAMPLE, SAMPLED_RUN = 32, 8_192
@@ -32,12 +41,12 @@ class Block:
     are bytes, ``agents`` is a sequence of rows, and the primitives are those of ``stored.Stored``: the result is what
     decoding, computing in float32 and encoding would give, bit for bit. So a method gives primitives these arrays, its
     parameters, and what it counts in, nothing else.
-    ``index`` is the block's number in its tensor, ``start`` its first element's flat index.
+    ``index`` is the block's number in its tensor (a slice for several), ``start`` its first element's flat index.
     ``tally`` (agents x 2, int64) adds up changed and unique weights where a method counts them.
     """
 
     tensor: str
-    index: int
+    index: int | slice
     start: int
     base: Array
     agents: Array
@@ -114,11 +123,11 @@ class Kernels(Protocol):
         ...
 
     def sums_of_magnitudes(self, rows: Array, sums: Array) -> None:
-        """sums[i] = sum over j of |rows[i,j]| in float64: 8 running sums (j modulo 8), added in order at the end."""
+        """sums[i] += sum over j of |rows[i,j]|, a float64 sum of a block (see above)."""
         ...
 
     def inner_products(self, x: Array, y: Array, sums: Array) -> None:
-        """sums = (x.x, x.y, y.y) in float64, in the order of ``sums_of_magnitudes``."""
+        """sums += (x.x, x.y, y.y), float64 sums of a block (see above)."""
         ...
 
     def scale_rows(self, rows: Array, factors: Array) -> None:
@@ -136,9 +145,7 @@ class Kernels(Protocol):
         by_pair: Array,
     ) -> None:
         """Everything about a block in one go; all are float64 and added to. d_i = x[i] - base in float32, changed_i as
-        in ``count_changes``. Sums of products are of float64: tiles of 1,024 elements, the last one filled up with
-        zeros, are folded in half until one number is left (p[j] += p[j + 512], p[j] += p[j + 256] ...), which is
-        added up tile by tile.
+        in ``count_changes``. Sums of products are float64 sums of a block.
 
         ``whole`` (3): base.base; for each run of SAMPLED_RUN elements that has a whole sample, SAMPLE, and how many of
         its first SAMPLE values repeat an earlier one of these in the base (zeros do not count).

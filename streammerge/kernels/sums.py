@@ -1,9 +1,8 @@
 """The primitives of ``contract.py`` that add up in float64, and the one that observes everything at once.
 
-Eight running sums vectorize without fast-math: element j goes to sum j modulo 8, and these are added in order.
-``observe`` works on tiles that stay in the first-level cache, one short loop for each few numbers, because one loop
-with many counters does not vectorize. It folds a tile of products in half again and again: that took 0.18 ns an
-element, eight running sums 0.6.
+A tile of 1,024 products is folded in half again and again: that vectorizes without fast-math, here and on any other
+device, and took 0.18 ns an element where eight running sums took 0.6. ``observe`` works on tiles that stay in the
+first-level cache, one short loop for each few numbers, because one loop with many counters does not vectorize.
 """
 
 import numpy as np
@@ -11,74 +10,75 @@ from numpy.typing import NDArray
 
 from ..formats.jit import inline, jit
 from .contract import SAMPLE, SAMPLED_RUN
+from .contract import TILE as _TILE
 
 Scalar = float | np.float32
 Row = NDArray[np.float32]  # (elements,)
 Rows = NDArray[np.float32]  # (agents, elements)
 Sums = NDArray[np.float64]
 
-_LANES = 8
-_TILE = 1024
 _ZERO, _ONE = np.float32(0), np.float32(1)
 # What arXiv:2505.11711 takes for equal when it counts updated parameters.
 _TOLERANCE = np.float32(1e-5)
 
 
 @inline
-def _add_lanes(lanes: Sums) -> float:
-    total = 0.0
-    for lane in range(_LANES):
-        total += lanes[lane]
-    return total
-
-
-@jit("void(float32[:, ::1], float64[::1])")
-def sums_of_magnitudes(rows: Rows, sums: Sums) -> None:
-    """See ``Kernels``."""
-    for i in range(rows.shape[0]):
-        lanes = np.zeros(_LANES, np.float64)
-        row = rows[i]
-        whole = row.size - row.size % _LANES
-        for begin in range(0, whole, _LANES):
-            for lane in range(_LANES):
-                lanes[lane] += np.float64(abs(row[begin + lane]))
-        for j in range(whole, row.size):
-            lanes[j - whole] += np.float64(abs(row[j]))
-        sums[i] = _add_lanes(lanes)
-
-
-@inline
-def _inner_product(x: Row, y: Row) -> float:
-    lanes = np.zeros(_LANES, np.float64)
-    whole = x.size - x.size % _LANES
-    for begin in range(0, whole, _LANES):
-        for lane in range(_LANES):
-            lanes[lane] += np.float64(x[begin + lane]) * np.float64(y[begin + lane])
-    for j in range(whole, x.size):
-        lanes[j - whole] += np.float64(x[j]) * np.float64(y[j])
-    return _add_lanes(lanes)
-
-
-@jit("void(float32[::1], float32[::1], float64[::1])")
-def inner_products(x: Row, y: Row, sums: Sums) -> None:
-    """See ``Kernels``."""
-    sums[0] = _inner_product(x, x)
-    sums[1] = _inner_product(x, y)
-    sums[2] = _inner_product(y, y)
-
-
-@inline
-def _folded_product(x: Row, y: Row, products: Sums) -> float:
-    """x.y of a whole tile: the products, folded in half until one is left."""
-    half = _TILE // 2
-    for j in range(half):
-        products[j] = np.float64(x[j]) * np.float64(y[j]) + np.float64(x[j + half]) * np.float64(y[j + half])
-    half //= 2
+def _folded(products: Sums, half: int) -> float:
+    """The sum of ``2 * half`` products, folded in half until one is left."""
     while half:
         for j in range(half):
             products[j] += products[j + half]
         half //= 2
     return float(products[0])
+
+
+@inline
+def _folded_product(x: Row, y: Row, products: Sums) -> float:
+    """x.y of a whole tile."""
+    half = _TILE // 2
+    for j in range(half):
+        products[j] = np.float64(x[j]) * np.float64(y[j]) + np.float64(x[j + half]) * np.float64(y[j + half])
+    return _folded(products, half // 2)
+
+
+@inline
+def _folded_magnitudes(x: Row, products: Sums) -> float:
+    """The sum of |x| of a whole tile."""
+    half = _TILE // 2
+    for j in range(half):
+        products[j] = np.float64(abs(x[j])) + np.float64(abs(x[j + half]))
+    return _folded(products, half // 2)
+
+
+@inline
+def _tile(row: Row, begin: int, padded: Row) -> Row:
+    """A tile of a row; the last one, if it is not whole, is filled up with zeros in ``padded``."""
+    left = row.size - begin
+    if left < _TILE:
+        padded[:left] = row[begin:]
+        padded[left:] = _ZERO
+    return row[begin : begin + _TILE] if left >= _TILE else padded
+
+
+@jit("void(float32[:, ::1], float64[::1])")
+def sums_of_magnitudes(rows: Rows, sums: Sums) -> None:
+    """See ``Kernels``."""
+    padded, products = np.empty(_TILE, np.float32), np.empty(_TILE // 2, np.float64)
+    for i in range(rows.shape[0]):
+        for begin in range(0, rows.shape[1], _TILE):
+            sums[i] += _folded_magnitudes(_tile(rows[i], begin, padded), products)
+
+
+@jit("void(float32[::1], float32[::1], float64[::1])")
+def inner_products(x: Row, y: Row, sums: Sums) -> None:
+    """See ``Kernels``."""
+    x_padded, y_padded = np.empty(_TILE, np.float32), np.empty(_TILE, np.float32)
+    products = np.empty(_TILE // 2, np.float64)
+    for begin in range(0, x.size, _TILE):
+        x_tile, y_tile = _tile(x, begin, x_padded), _tile(y, begin, y_padded)
+        sums[0] += _folded_product(x_tile, x_tile, products)
+        sums[1] += _folded_product(x_tile, y_tile, products)
+        sums[2] += _folded_product(y_tile, y_tile, products)
 
 
 @inline
@@ -143,7 +143,7 @@ def observe(
     """See ``Kernels``."""
     number = agents.shape[0]
     tiles = np.zeros((number + 1, _TILE), np.float32)  # the deltas and the base; zeros fill up the last tile
-    count_tile, products = np.empty(_TILE, np.float32), np.empty(_TILE, np.float64)
+    count_tile, products = np.empty(_TILE, np.float32), np.empty(_TILE // 2, np.float64)
     for begin in range(0, base.size, _TILE):
         end = min(base.size, begin + _TILE)
         n = end - begin

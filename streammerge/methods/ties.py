@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.contract import Block, Kernels
+from ..kernels.contract import BLOCK, Block, Kernels
 from .base import Extent, Measure, Method, PerAgent, State, for_agents, parameter
 
 
@@ -149,10 +149,10 @@ class Ties(Method):
         kernels.add_to_base(block.base, block.out, block.out)
 
     def _limits(self, state: Selection, block: Block) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """Threshold and quota of each agent in this block; density 0 keeps nothing, density 1 everything."""
+        """Threshold (agents) and quota (agents, or blocks x agents); density 0 keeps nothing, density 1 everything."""
         assert state.thresholds is not None
         density = np.broadcast_to(np.asarray(self.density, np.float64), len(block.agents))
-        quota = np.full(len(density), len(block.out)) if state.quota is None else state.quota[block.index]
+        quota = np.full(len(density), BLOCK) if state.quota is None else state.quota[block.index]
         thresholds = np.where(density == 0, np.uint32(0xFFFFFFFF), state.thresholds)
         thresholds = np.where(density == 1, np.uint32(0), thresholds).astype(np.uint32)
-        return thresholds, np.where(density == 1, len(block.out), quota).astype(np.int64)
+        return thresholds, np.where(density == 1, BLOCK, quota).astype(np.int64)

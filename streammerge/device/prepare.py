@@ -1,0 +1,70 @@
+"""Settles a plan for a torch device: what the device and torch take is measured before the budgets are shared out."""
+
+from dataclasses import replace
+
+from .. import budget
+from ..budget import MIB, Demand
+from ..demand import input_widths, output_width, quantized_width
+from ..execute import NoSink
+from ..formats.device import scratch as quantizing_scratch
+from ..kernels.contract import BLOCK
+from ..kernels.cuda import scratch as merging_scratch
+from ..kernels.load import load_cpu
+from ..planning import Plan
+from .placement import LARGEST_CHUNK, DeviceDemand, Vram, fit, shortest_run
+from .rehearsal import kinds, rehearse
+from .torch_device import free_memory, open_device
+from .worker import open_workers
+
+# What CUDA's runtime goes on to take of the host's memory after the first chunks.
+_RUNTIME = 32 * MIB
+_DEFAULT_SHARE = 0.8
+# Bytes for each quantized value: as float32, and its bytes before rows are moved or rounded.
+_ENCODED = 4 + 4
+
+
+def placed(plan: Plan, demand: Demand, threads: int) -> Plan:
+    """A plan for the device that it names. Raises DeviceError, BudgetError."""
+    device = open_device(plan.placement.device)
+    wanted = device_demand(plan, demand)
+    allowed = plan.recipe.max_vram
+    if allowed is None:
+        allowed = int(_DEFAULT_SHARE * free_memory(device))
+    _, vram = fit(replace(plan.memory, workers=1, chunk=_least_chunk(demand)), wanted, allowed)
+    _load(plan, demand, vram)
+    reserved = budget.peak() + (_RUNTIME if device.type == "cuda" else 0)
+    memory = budget.fit(demand, allowed=plan.memory.allowed, reserved=reserved, threads=threads, largest=LARGEST_CHUNK)
+    memory, vram = fit(memory, wanted, allowed)
+    return replace(plan, memory=memory, placement=replace(plan.placement, vram=vram))
+
+
+def device_demand(plan: Plan, demand: Demand) -> DeviceDemand:
+    """What the merge takes on a device."""
+    agents, jobs = len(plan.agents), plan.jobs
+    fixed = merging_scratch(agents, 0)
+    merging = 4 * (agents + 2) + merging_scratch(agents, 1) - fixed
+    types = {job.target.dtype for job in jobs if job.target is not None and job.target.is_quantized}
+    quantizing = _ENCODED + max(map(quantizing_scratch, types)) if types else 0
+    return DeviceDemand(
+        carried=sum(input_widths(plan.base, plan.agents, jobs)) + output_width(jobs) + quantized_width(jobs),
+        computed=max(merging, 4 * (agents + 2) + quantizing),
+        worker=demand.worker + MIB,
+        fixed=fixed,
+        grain=demand.grain,
+        shortest=shortest_run(jobs),
+    )
+
+
+def _least_chunk(demand: Demand) -> int:
+    return -(-demand.grain // BLOCK) * BLOCK
+
+
+def _load(plan: Plan, demand: Demand, vram: Vram) -> None:
+    """Carry a chunk of each kind of tensor, so that what is loaded when it is first used is there."""
+    memory = replace(plan.memory, workers=1, chunk=_least_chunk(demand))
+    smallest = replace(
+        plan, memory=memory, placement=replace(plan.placement, vram=replace(vram, run=shortest_run(plan.jobs)))
+    )
+    with open_workers(smallest, load_cpu(), (), NoSink()) as (worker,):
+        for job in kinds(smallest):
+            rehearse(smallest, worker, job)
