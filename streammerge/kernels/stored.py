@@ -6,7 +6,7 @@ block from its bytes through all primitives to bytes while it is in the first-le
 ``cpu``, each element goes through the same operations, so the bits are the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from ..formats import codecs
 from ..formats.dtypes import DTYPES
 from ..formats.jit import inline, jit
-from . import cpu, masks, ram, selection
-from .contract import Array, Block, Scalar
+from . import cpu, masks, ram, selection, sums
+from .contract import BLOCK, Array, Block, Scalar
 
 Row = NDArray[np.float32]
 Rows = NDArray[np.float32]
 Counts = NDArray[np.int64]
 Words = NDArray[np.uint64]
+Table = NDArray[np.float64]
+Bits = NDArray[np.uint32]
 
 _TILE = 2048  # elements: with three agents base, agents and result in float32 are 40 KiB
 
@@ -42,6 +44,8 @@ class _Step(IntEnum):
     KEEP_LARGEST = 12
     KEEP_RANDOM = 13
     SCALE_ROWS = 14
+    SUMS_OF_MAGNITUDES = 15
+    INNER_PRODUCTS = 16
 
 
 @inline
@@ -61,26 +65,26 @@ def _arithmetic(step: int, one: Scalar, two: Scalar, vector: Row, base: Row, row
 
 
 @jit(
-    "boolean(int64, uint64[:, ::1], int64[::1], float32[:, ::1], float64[:, ::1], uint32[::1], int64[::1], "
-    "uint64[:, ::1], int64, int64[:, ::1], int64[:, ::1])"
+    "boolean(int64, uint64[:, ::1], int64[::1], float64[:, ::1], uint32[::1], int64[:, ::1], uint64[:, ::1], int64, "
+    "int64[:, ::1], float64[:, :, ::1], int64[:, ::1])"
 )
 def _run(
-    elements: int, places: Words, steps: Counts, scalars: Rows, vectors: NDArray[np.float64],
-    thresholds: NDArray[np.uint32], numbers: Counts, keys: Words, start: int, counts: Counts, tally: Counts,
+    elements: int, places: Words, steps: Counts, floats: Table, thresholds: Bits, quota: Counts, keys: Words, start: int,
+    counts: Counts, added: NDArray[np.float64], tally: Counts,
 ) -> bool:  # fmt: skip
-    """Whether all was finite. ``places``: address, type and bytes of an element of base, agents and result."""
-    agents, finite, narrow = len(places) - 2, True, vectors.astype(np.float32)
+    """Whether all was finite. ``places``: address, type and bytes of an element of base, agents and result;
+    ``floats``: two numbers and then one for each agent, by step; quota, counts and ``added`` may be by block."""
+    agents, finite, narrow = len(places) - 2, True, floats.astype(np.float32)
     scratch = np.empty((agents + 2) * _TILE, np.float32)
     for begin in range(0, elements, _TILE):
-        n = min(_TILE, elements - begin)
+        n, block = min(_TILE, elements - begin), begin // BLOCK
         tile = scratch[: (agents + 2) * n].reshape(agents + 2, n)
         base, rows, out = tile[0], tile[1:-1], tile[-1]
         for i in range(agents + 1):
             address = places[i, 0] + np.uint64(begin) * places[i, 2]
             finite &= not codecs.decode_at(places[i, 1], address, tile[i].view(np.uint32))
         for k in range(steps.size):
-            step, one, two, vector = steps[k], scalars[k, 0], scalars[k, 1], narrow[k]
-            _arithmetic(step, one, two, vector, base, rows, out)
+            step, one, two, vector = steps[k], narrow[k, 0], narrow[k, 1], narrow[k, 2:]
             if step == _Step.RAM:
                 ram.ram(base, rows, one, vector, out, tally)
             elif step == _Step.RAM_DIVIDE_FIRST:
@@ -90,52 +94,62 @@ def _run(
             elif step == _Step.HISTOGRAM_HIGH:
                 selection.histogram_high(rows, counts)
             elif step == _Step.HISTOGRAM_LOW:
-                selection.histogram_low(rows, numbers, counts)
+                selection.histogram_low(rows, quota[0], counts)
             elif step == _Step.COUNT_EQUAL:
-                selection.count_equal(rows, thresholds, counts[0])
+                selection.count_equal(rows, thresholds, counts[block])
             elif step == _Step.KEEP_LARGEST:
-                selection.keep_largest_of(rows, thresholds, numbers)
+                selection.keep_largest_of(rows, thresholds, quota[block])
             elif step == _Step.KEEP_RANDOM:
-                masks.keep_random(rows, vectors[k], keys, start + begin)
+                masks.keep_random(rows, floats[k, 2:], keys, start + begin)
             elif step == _Step.SCALE_ROWS:
-                cpu.scale_rows(rows, vectors[k])
-        address = places[-1, 0] + np.uint64(begin) * places[-1, 2]
+                cpu.scale_rows(rows, floats[k, 2:])
+            elif step == _Step.SUMS_OF_MAGNITUDES:
+                sums.sums_of_magnitudes(rows, added[k, block])
+            elif step == _Step.INNER_PRODUCTS:
+                sums.inner_products(base, rows[0], added[k, block])
+            else:
+                _arithmetic(step, one, two, vector, base, rows, out)
         if places[-1, 0]:
+            address = places[-1, 0] + np.uint64(begin) * places[-1, 2]
             finite &= not codecs.encode_at(places[-1, 1], out.view(np.uint32), address)
     return finite
 
 
 class Stored:
-    """``Kernels`` for a block as stored: notes what is called, always with the block's own base, agents and result, and
-    does it all in ``run``. Not here: sums in float64, and what observes."""
+    """``Kernels`` for blocks as stored: notes what is called, always with the block's own base, agents and result, and
+    does it all in ``run``. Not here: ``observe``."""
 
     def __init__(self, block: Block, dtypes: Sequence[str]) -> None:
         """``dtypes`` of base, agents and result. The block's arrays are bytes; an empty ``out`` is not filled."""
         agents = len(block.agents)
-        self._block, self._dtypes = block, dtypes
-        self._steps: list[_Step] = []
-        self._scalars: list[tuple[Scalar, Scalar]] = []
-        self._vectors: list[Array] = []
-        self._nothing = np.zeros(agents)
-        self._thresholds, self._numbers = np.zeros(agents, np.uint32), np.zeros(agents, np.int64)
+        self._block, self._tally = block, block.tally
+        raws = (block.base, *block.agents, block.out)
+        self._places = np.array([_place(raw, dtype) for raw, dtype in zip(raws, dtypes)], np.uint64)
+        self._elements = block.base.size // DTYPES[dtypes[0]].itemsize
+        self._blocks = -(-self._elements // BLOCK)
+        self._steps: list[int] = []
+        self._floats: list[tuple[Scalar, ...]] = []
+        self._nothing = (0.0,) * agents
+        self._thresholds, self._quota = np.zeros(agents, np.uint32), np.zeros((1, agents), np.int64)
         self._keys, self._start = np.zeros((agents, 2), np.uint64), 0
-        self._counts, self._tally = np.zeros((1, 1), np.int64), block.tally
+        self._counts, self._sums = np.zeros((1, 1), np.int64), dict[int, Array]()
 
     def run(self) -> bool:
         """Carry it out; whether inputs and result were finite."""
-        block = self._block
-        places = np.array([_place(*of) for of in zip((block.base, *block.agents, block.out), self._dtypes)], np.uint64)
-        steps, scalars = np.array(self._steps, np.int64), np.array(self._scalars, np.float32)
-        vectors, elements = np.array(self._vectors, np.float64), block.base.size // int(places[0, 2])
-        return _run(
-            elements, places, steps, scalars, vectors, self._thresholds, self._numbers, self._keys, self._start,
-            self._counts, self._tally,
+        added = np.zeros((len(self._steps), self._blocks, max(3, len(self._nothing))))
+        for step, sums in self._sums.items():
+            added[step, :, : len(sums)] = sums.reshape(len(sums), -1).T
+        finite = _run(
+            self._elements, self._places, np.array(self._steps, np.int64), np.array(self._floats, np.float64),
+            self._thresholds, self._quota, self._keys, self._start, self._counts, added, self._tally,
         )  # fmt: skip
+        for step, sums in self._sums.items():
+            sums[:] = added[step, :, : len(sums)].T.reshape(sums.shape)
+        return finite
 
-    def _note(self, step: _Step, one: Scalar = 0.0, two: Scalar = 0.0, vector: Array | None = None) -> None:
+    def _note(self, step: int, one: Scalar = 0.0, two: Scalar = 0.0, by_agent: Iterable[Scalar] | None = None) -> None:
         self._steps.append(step)
-        self._scalars.append((one, two))
-        self._vectors.append(self._nothing if vector is None else vector)
+        self._floats.append((one, two, *(self._nothing if by_agent is None else by_agent)))
 
     def count_changes(self, base: Array, agents: Array, epsilon: Scalar, tally: Array) -> None:
         """See ``Kernels``."""
@@ -144,13 +158,13 @@ class Stored:
 
     def ram(self, base: Array, agents: Array, epsilon: Scalar, scales: Array, out: Array, tally: Array) -> None:
         """See ``Kernels``."""
-        self._note(_Step.RAM, epsilon, vector=scales)
+        self._note(_Step.RAM, epsilon, by_agent=scales)
 
     def ram_divide_first(
         self, base: Array, agents: Array, epsilon: Scalar, scales: Array, out: Array, tally: Array
     ) -> None:
         """See ``Kernels``."""
-        self._note(_Step.RAM_DIVIDE_FIRST, epsilon, vector=scales)
+        self._note(_Step.RAM_DIVIDE_FIRST, epsilon, by_agent=scales)
 
     def subtract_base(self, base: Array, agents: Array) -> None:
         """See ``Kernels``."""
@@ -184,26 +198,37 @@ class Stored:
     def histogram_low(self, rows: Array, high: Array, counts: Array) -> None:
         """See ``Kernels``."""
         self._note(_Step.HISTOGRAM_LOW)
-        self._numbers, self._counts = high, counts
+        self._quota, self._counts = high[None], counts
 
     def count_equal(self, rows: Array, thresholds: Array, counts: Array) -> None:
         """See ``Kernels``."""
         self._note(_Step.COUNT_EQUAL)
-        self._thresholds, self._counts = thresholds, counts[None]
+        self._thresholds, self._counts = thresholds, counts.reshape(len(thresholds), -1).T
 
     def keep_largest(self, rows: Array, thresholds: Array, quota: Array) -> None:
         """See ``Kernels``."""
         self._note(_Step.KEEP_LARGEST)
-        self._thresholds, self._numbers = thresholds, quota.copy()
+        shape = self._blocks, len(thresholds)
+        self._thresholds, self._quota = thresholds, np.broadcast_to(quota, shape).copy()
 
     def keep_random(self, rows: Array, density: Array, keys: Array, start: int) -> None:
         """See ``Kernels``."""
-        self._note(_Step.KEEP_RANDOM, vector=density)
+        self._note(_Step.KEEP_RANDOM, by_agent=density)
         self._keys, self._start = keys, start
 
     def scale_rows(self, rows: Array, factors: Array) -> None:
         """See ``Kernels``."""
-        self._note(_Step.SCALE_ROWS, vector=factors)
+        self._note(_Step.SCALE_ROWS, by_agent=factors)
+
+    def sums_of_magnitudes(self, rows: Array, sums: Array) -> None:
+        """See ``Kernels``."""
+        self._sums[len(self._steps)] = sums
+        self._note(_Step.SUMS_OF_MAGNITUDES)
+
+    def inner_products(self, x: Array, y: Array, sums: Array) -> None:
+        """See ``Kernels``; of the base and the first agent."""
+        self._sums[len(self._steps)] = sums
+        self._note(_Step.INNER_PRODUCTS)
 
 
 def _place(raw: NDArray[np.uint8], dtype: str) -> tuple[int, int, int]:

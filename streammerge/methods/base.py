@@ -36,12 +36,14 @@ class Measure:
 
     ``kind`` says how blocks come together: ``counts`` are integers, added up in any order; ``sums`` are float64,
     one row a block, put together by ``combine`` along a fixed tree; ``blocks`` keeps an integer row for each block.
-    ``keeps``: whether what is known of every tensor is kept to the end of the run.
+    ``keeps``: whether what is known of every tensor is kept to the end of the run. ``stored``: whether ``block`` takes
+    blocks as stored, several at once.
     """
 
     title: ClassVar[str]
     kind: ClassVar[Literal["counts", "sums", "blocks"]] = "counts"
     keeps: ClassVar[bool] = False
+    stored: ClassVar[bool] = True
 
     def shape(self, agents: int) -> tuple[int, ...]:
         """Shape of what ``block`` fills."""
