@@ -19,13 +19,12 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
-from numba import carray, types
-from numba.extending import intrinsic
+from numba import carray, types  # type: ignore[attr-defined]
 from numpy import float32, float64, int32, uint8, uint16, uint32, uint64
 from numpy.typing import NDArray
 
 from .errors import FormatError
-from .jit import inline, jit
+from .jit import inline, intrinsic, jit
 
 SIGN = uint32(0x8000_0000)
 MAGNITUDE = uint32(0x7FFF_FFFF)
@@ -162,12 +161,16 @@ def _encode_f16(values: NDArray[uint32], out: NDArray[uint16]) -> bool:
 @jit("boolean(Array(uint32, 1, 'C', True), uint16[::1])")
 def _encode_bf16(values: NDArray[uint32], out: NDArray[uint16]) -> bool:
     largest = uint32(0)
+    for i in range(out.size):  # right for all but NaN
+        out[i] = uint16(_round(values[i], 16))
+        largest = max(largest, uint32(values[i] & MAGNITUDE))
+    if largest <= INFINITY:
+        return bool(_round(largest, 16) >= uint32(0x7F80))
     for i in range(out.size):
         magnitude = uint32(values[i] & MAGNITUDE)
         code = _keep_nan(_round(magnitude, 16), magnitude, 7, 0x7F80)
         out[i] = uint16(uint32(uint32(values[i] & SIGN) >> uint32(16)) | code)
-        largest = max(largest, code)
-    return bool(largest >= uint32(0x7F80))
+    return True
 
 
 @jit("boolean(Array(uint32, 1, 'C', True), uint8[::1])")
@@ -222,10 +225,10 @@ class Type(IntEnum):
     F8_E5M2 = 5
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _pointer(typing: Any, address: Any, element: Any) -> Any:
     """To elements of an unsigned type that lie at an address."""
-    pointer = types.CPointer(element.instance_type)
+    pointer: Any = types.CPointer(element.instance_type)  # type: ignore[no-untyped-call]
 
     def build(context: Any, builder: Any, sig: Any, values: Any) -> Any:
         return builder.inttoptr(values[0], context.get_value_type(pointer))

@@ -44,8 +44,9 @@ def add_to_base(base: Row, merged: Row, out: Row) -> None:
 @jit("void(float32[:, ::1], float32[::1], float32, float32, float32[::1])")
 def weighted_sum(rows: Rows, weights: Row, factor: Scalar, divisor: Scalar, out: Row) -> None:
     """See ``Kernels``."""
-    out[:] = _ZERO
-    for i in range(rows.shape[0]):
+    for j in range(out.size):
+        out[j] = _ZERO + rows[0, j] * weights[0]  # the 0 makes 0 of a -0
+    for i in range(1, rows.shape[0]):
         row, weight = rows[i], weights[i]
         for j in range(out.size):
             out[j] += row[j] * weight

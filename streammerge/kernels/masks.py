@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from ..formats.jit import inline, jit
+from ..formats.jit import inline, intrinsic, jit
 
 Rows = NDArray[np.float32]
 Word = np.uint64
@@ -23,7 +22,7 @@ _MULTIPLIER_0, _MULTIPLIER_1 = Word(0xD2E7470EE14C6C93), Word(0xCA5A826395121157
 _WEYL_0, _WEYL_1 = Word(0x9E3779B97F4A7C15), Word(0xBB67AE8584CAA73B)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _product(typing: Any, a: Any, b: Any) -> Any:
     """The upper and the lower 64 bits of a product."""
 
@@ -33,7 +32,8 @@ def _product(typing: Any, a: Any, b: Any) -> Any:
         upper = builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), word)
         return context.make_tuple(builder, sig.return_type, (upper, builder.trunc(product, word)))
 
-    return types.UniTuple(types.uint64, 2)(types.uint64, types.uint64), build
+    word = types.uint64
+    return types.Tuple((word, word))(word, word), build  # type: ignore[no-untyped-call]
 
 
 @inline

@@ -1,13 +1,14 @@
 """The primitives on values as they are stored: noted down as a method calls them, carried out tile by tile.
 
-A block of several models in float32 is larger than the caches, and each call of a primitive takes the interpreter's lock
-anew: three agents in bfloat16 came to 0.4 G elements/s in one thread, and in two. Here one call takes each tile of the
-block from its bytes through all primitives to bytes while it is in the first-level cache. The primitives are those of
+A block of several models in float32 is larger than the caches, and each call of a primitive takes the interpreter's
+lock anew: three agents in bfloat16 came to 0.4 G elements/s in one thread, and in two. Here one call takes each tile
+from its bytes through all primitives to bytes while it is in the first-level cache. The primitives are those of
 ``cpu``, each element goes through the same operations, so the bits are the same.
 """
 
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,24 +66,24 @@ def _arithmetic(step: int, one: Scalar, two: Scalar, vector: Row, base: Row, row
 
 
 @jit(
-    "boolean(int64, uint64[:, ::1], int64[::1], float64[:, ::1], uint32[::1], int64[:, ::1], uint64[:, ::1], int64, "
-    "int64[:, ::1], float64[:, :, ::1], int64[:, ::1])"
+    "boolean(int64, uint64[::1], int64[:, ::1], int64[::1], float64[:, ::1], uint32[::1], int64[:, ::1], "
+    "uint64[:, ::1], int64, int64[:, ::1], float64[:, :, ::1], int64[:, ::1])"
 )
 def _run(
-    elements: int, places: Words, steps: Counts, floats: Table, thresholds: Bits, quota: Counts, keys: Words, start: int,
-    counts: Counts, added: NDArray[np.float64], tally: Counts,
+    elements: int, addresses: Words, types: Counts, steps: Counts, floats: Table, thresholds: Bits, quota: Counts,
+    keys: Words, start: int, counts: Counts, added: NDArray[np.float64], tally: Counts,
 ) -> bool:  # fmt: skip
-    """Whether all was finite. ``places``: address, type and bytes of an element of base, agents and result;
+    """Whether all was finite. ``addresses`` and ``types`` (number, bytes of an element) of base, agents and result;
     ``floats``: two numbers and then one for each agent, by step; quota, counts and ``added`` may be by block."""
-    agents, finite, narrow = len(places) - 2, True, floats.astype(np.float32)
+    agents, finite, narrow = len(addresses) - 2, True, floats.astype(np.float32)
     scratch = np.empty((agents + 2) * _TILE, np.float32)
     for begin in range(0, elements, _TILE):
         n, block = min(_TILE, elements - begin), begin // BLOCK
         tile = scratch[: (agents + 2) * n].reshape(agents + 2, n)
         base, rows, out = tile[0], tile[1:-1], tile[-1]
         for i in range(agents + 1):
-            address = places[i, 0] + np.uint64(begin) * places[i, 2]
-            finite &= not codecs.decode_at(places[i, 1], address, tile[i].view(np.uint32))
+            address = addresses[i] + np.uint64(begin * types[i, 1])
+            finite &= not codecs.decode_at(types[i, 0], address, tile[i].view(np.uint32))
         for k in range(steps.size):
             step, one, two, vector = steps[k], narrow[k, 0], narrow[k, 1], narrow[k, 2:]
             if step == _Step.RAM:
@@ -109,9 +110,9 @@ def _run(
                 sums.inner_products(base, rows[0], added[k, block])
             else:
                 _arithmetic(step, one, two, vector, base, rows, out)
-        if places[-1, 0]:
-            address = places[-1, 0] + np.uint64(begin) * places[-1, 2]
-            finite &= not codecs.encode_at(places[-1, 1], out.view(np.uint32), address)
+        if addresses[-1]:
+            address = addresses[-1] + np.uint64(begin * types[-1, 1])
+            finite &= not codecs.encode_at(types[-1, 0], out.view(np.uint32), address)
     return finite
 
 
@@ -124,7 +125,8 @@ class Stored:
         agents = len(block.agents)
         self._block, self._tally = block, block.tally
         raws = (block.base, *block.agents, block.out)
-        self._places = np.array([_place(raw, dtype) for raw, dtype in zip(raws, dtypes)], np.uint64)
+        self._addresses = np.array([raw.ctypes.data if raw.size else 0 for raw in raws], np.uint64)
+        self._types = _types(*dtypes)
         self._elements = block.base.size // DTYPES[dtypes[0]].itemsize
         self._blocks = -(-self._elements // BLOCK)
         self._steps: list[int] = []
@@ -137,18 +139,19 @@ class Stored:
     def run(self) -> bool:
         """Carry it out; whether inputs and result were finite."""
         added = np.zeros((len(self._steps), self._blocks, max(3, len(self._nothing))))
-        for step, sums in self._sums.items():
-            added[step, :, : len(sums)] = sums.reshape(len(sums), -1).T
+        for step, own in self._sums.items():
+            added[step, :, : len(own)] = own.reshape(len(own), -1).T
+        steps, floats = np.array(self._steps, np.int64), np.array(self._floats, np.float64)
         finite = _run(
-            self._elements, self._places, np.array(self._steps, np.int64), np.array(self._floats, np.float64),
-            self._thresholds, self._quota, self._keys, self._start, self._counts, added, self._tally,
+            self._elements, self._addresses, self._types, steps, floats, self._thresholds, self._quota, self._keys,
+            self._start, self._counts, added, self._tally,
         )  # fmt: skip
-        for step, sums in self._sums.items():
-            sums[:] = added[step, :, : len(sums)].T.reshape(sums.shape)
+        for step, own in self._sums.items():
+            own[:] = added[step, :, : len(own)].T.reshape(own.shape)
         return finite
 
     def _note(self, step: int, one: Scalar = 0.0, two: Scalar = 0.0, by_agent: Iterable[Scalar] | None = None) -> None:
-        self._steps.append(step)
+        self._steps.append(int(step))
         self._floats.append((one, two, *(self._nothing if by_agent is None else by_agent)))
 
     def count_changes(self, base: Array, agents: Array, epsilon: Scalar, tally: Array) -> None:
@@ -231,7 +234,7 @@ class Stored:
         self._note(_Step.INNER_PRODUCTS)
 
 
-def _place(raw: NDArray[np.uint8], dtype: str) -> tuple[int, int, int]:
-    """Address, type and bytes of an element; no address for what is empty."""
-    address = raw.__array_interface__["data"][0] if raw.size else 0
-    return address, codecs.Type[dtype], DTYPES[dtype].itemsize
+@cache
+def _types(*dtypes: str) -> Counts:
+    """Number and bytes of each type."""
+    return np.array([(codecs.Type[dtype], DTYPES[dtype].itemsize) for dtype in dtypes], np.int64)

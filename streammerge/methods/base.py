@@ -212,4 +212,4 @@ class Method:
 
 def for_agents(value: PerAgent, agents: int) -> NDArray[np.float32]:
     """A per-agent parameter as float32, one value for each agent."""
-    return np.broadcast_to(np.asarray(value, np.float32), agents).copy()
+    return np.full(agents, value, np.float32)
