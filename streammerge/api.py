@@ -153,7 +153,7 @@ def verify(
     return verify_against(found, planned, share, listener, stop)
 
 
-def plan_recipe(recipe: Recipe, listener: Listener = lambda event: None) -> Plan:
+def plan_recipe(recipe: Recipe, listener: Listener = lambda event: None, stop: threading.Event | None = None) -> Plan:
     """Plan a recipe. The kernels are loaded first, so that the memory they take is in ``reserved``."""
     _load_kernels(listener)
 
@@ -165,7 +165,7 @@ def plan_recipe(recipe: Recipe, listener: Listener = lambda event: None) -> Plan
         return planned
     from .device.choice import choose
 
-    placement = choose(planned, notify)
+    placement = choose(planned, notify, stop or threading.Event())
     if placement.is_processor:
         return replace(planned, placement=placement)
     chosen = make_plan(replace(recipe, device=placement.device), notify)
@@ -196,7 +196,7 @@ def merge_recipe(
         from .inspection.result import inspection_of
 
         page.check(recipe.report)
-    planned = plan_recipe(recipe, listener)
+    planned = plan_recipe(recipe, listener, stop)
     began = time.perf_counter()  # kernels that had to be compiled first are no part of the merge
     listener(Planned(planned))
     for notice in planned.notices:

@@ -5,7 +5,8 @@ StreammergeError            1   the root: catch this
 ├── OutputError             1   the output cannot be written                        (streammerge.formats)
 │   └── UnfinishedError     1   an unfinished run of it stands there, and going on was not asked for or is not possible
 ├── MismatchError           1   the models do not fit each other
-├── DeviceError             1   a CUDA device is missing, was lost, or computes other bytes than the processor
+├── DeviceError             1   a CUDA device is missing, or was lost
+│   └── WrongBytesError     1   it computes other bytes than the processor: nothing of such a run is kept
 ├── NonFiniteError          1   a NaN or an infinity where a number should be
 ├── RecipeError             2   what was asked cannot be understood
 ├── BudgetError             3   it cannot be done within the memory that was granted
@@ -25,6 +26,7 @@ __all__ = [
     "RecipeError",
     "StreammergeError",
     "UnfinishedError",
+    "WrongBytesError",
     "why",
 ]
 
@@ -38,7 +40,11 @@ class MismatchError(StreammergeError):
 
 
 class DeviceError(StreammergeError):
-    """A device is missing, was lost, or computes other bytes than the processor."""
+    """A device is missing, or was lost."""
+
+
+class WrongBytesError(DeviceError):
+    """A device computes other bytes than the processor; what it has done before cannot be trusted either."""
 
 
 class NonFiniteError(StreammergeError):

@@ -76,6 +76,12 @@ class Plan:
         """The method with the parameters of one merged tensor."""
         return self.methods[job.name]
 
+    def kind(self, job: TensorJob) -> tuple[object, ...]:
+        """What tensors have in common that are computed in the same way, with the same parameters."""
+        types = tuple(model.tensors[job.name].dtype for model in (self.base, *self.agents))
+        weighted = job.target is not None and self.gguf is not None and job.target.name in self.gguf.weights
+        return job.kind, types, weighted, self.method_of(job)
+
     @property
     def parameters(self) -> dict[str, Any]:
         """Every parameter of the method with its value, which may be one that varies by tensor."""

@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 
 from . import statistics
-from .errors import FormatError, Interrupted, NonFiniteError, UnfinishedError
+from .errors import FormatError, Interrupted, NonFiniteError, UnfinishedError, WrongBytesError
 from .events import Finishing, Listener, Notice
 from .execute import execute
 from .folder import complete_folder
@@ -51,6 +51,9 @@ def carry_out(
             if stop.is_set():
                 raise Interrupted("interrupted; nothing was written under the final name")
             _give_name(plan, staging)
+        except WrongBytesError:
+            staging.keep = False
+            raise
         except BaseException as error:
             if not isinstance(error, NonFiniteError) or time.monotonic() - began > _WORTH_KEEPING:
                 _keep(plan, staging, ledger, facts, error)

@@ -48,15 +48,25 @@ class Worker:
         self._sink = sink
         self._models = (plan.base, *plan.agents)
         chunk = plan.memory.chunk
-        self._raw = [np.empty(chunk * width, np.uint8) for width in input_widths(plan.base, plan.agents, plan.jobs)]
-        self._packed = np.empty(chunk * output_width(plan.jobs), np.uint8)
-        self._encoder = None if plan.gguf is None else _encoder(plan, plan.gguf)
+        self._raw = [self.room(chunk * width) for width in input_widths(plan.base, plan.agents, plan.jobs)]
+        self._packed = self.room(chunk * output_width(plan.jobs))
+        self._encoder = None if plan.gguf is None else self._new_encoder(plan.gguf)
         self._base = np.empty(BLOCK, np.float32)
         self._agents = np.empty(len(plan.agents) * BLOCK, np.float32)
         self._out = np.empty(BLOCK, np.float32)
         self._found = Outcome(np.zeros((len(plan.agents), 2), np.int64))
         self._unused = np.zeros_like(self._found.tally)
         self._digests = b""
+
+    def room(self, count: int) -> Bytes:
+        """A buffer of so many bytes."""
+        return np.empty(count, np.uint8)
+
+    def _new_encoder(self, output: "GgufOutput") -> "Encoder":
+        from .gguf.encode import Encoder
+
+        jobs = self._plan.jobs
+        return Encoder(output.weights, piece_size(jobs), self.room(encoded_size(jobs, self._plan.memory.chunk)))
 
     def carry(self, task: Task) -> Carried:
         """Take one chunk from read to write."""
@@ -269,12 +279,6 @@ class Worker:
             info = self._models[model].tensors[task.running.job.name]
             width = DTYPES[info.dtype].itemsize
             self._readers[model].ahead(info, task.start * width, task.stop * width)
-
-
-def _encoder(plan: Plan, output: "GgufOutput") -> "Encoder":
-    from .gguf.encode import Encoder
-
-    return Encoder(output.weights, piece_size(plan.jobs), encoded_size(plan.jobs, plan.memory.chunk))
 
 
 def _index(job: TensorJob, flat: int) -> list[int]:

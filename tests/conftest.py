@@ -58,6 +58,15 @@ def _nothing_measured_before(monkeypatch, tmp_path_factory):
     monkeypatch.setattr("streammerge.statistics.FOLDER", tmp_path_factory.mktemp("statistics"))
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request):
+    """The torch device that a test runs on."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A folder with a tiny Llama: base (with a tokenizer and other files), agent-0, agent-1, agent-2."""

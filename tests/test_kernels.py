@@ -3,7 +3,7 @@
 Lengths straddle the tiles and vector lanes of a backend; values hold subnormals, both zeros and equal magnitudes.
 """
 
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from streammerge.kernels.load import load_cpu
 from tests import oracle
 from tests.checks import check_same_bits, check_same_numbers
+from tests.kernels_on_torch import OnTorch
 
 LENGTHS = [1, 7, 2047, 2049, 65_536]
 AGENTS = [1, 2, 3, 8, 32]
@@ -22,8 +23,15 @@ F32 = np.float32
 sizes = pytest.mark.parametrize(("agents", "length"), SIZES)
 
 
+@pytest.fixture(scope="module", params=["numba", "torch on cpu", pytest.param("torch on cuda", marks=pytest.mark.cuda)])
+def kernels(request):
+    """A backend, on numpy arrays."""
+    return load_cpu() if request.param == "numba" else OnTorch(request.param.removeprefix("torch on "))
+
+
 @pytest.fixture(scope="module")
-def kernels():
+def cpu():
+    """The backend that alone meets what is not finite."""
     return load_cpu()
 
 
@@ -100,20 +108,20 @@ def test_epsilon_is_a_float32_and_a_change_exceeds_it(kernels, primitive):
 
 
 @pytest.mark.parametrize("primitive", ["ram", "ram_divide_first"])
-def test_ram_keeps_the_bits_of_an_unchanged_base(kernels, primitive):
+def test_ram_keeps_the_bits_of_an_unchanged_base(cpu, primitive):
     base = np.array([0x80000000, 0x7FC12345, 0xFFC00001, 0x7F800001, 0x7F800000, 0x00000001], np.uint32).view(F32)
     rows = np.ascontiguousarray(np.broadcast_to(base, (3, base.size)))
     out = np.empty_like(base)
-    getattr(kernels, primitive)(base, rows, 1e-5, np.full(3, 2, F32), out, tally(3))
+    getattr(cpu, primitive)(base, rows, 1e-5, np.full(3, 2, F32), out, tally(3))
     check_same_bits(out, base)
 
 
 @pytest.mark.parametrize("primitive", ["ram", "ram_divide_first"])
-def test_ram_counts_an_infinite_change_but_not_a_nan(kernels, primitive):
+def test_ram_counts_an_infinite_change_but_not_a_nan(cpu, primitive):
     base = np.zeros(3, F32)
     rows = np.array([[INF, NAN, 1], [0, 0, NAN]], F32)
     out, found = np.empty(3, F32), tally(2)
-    getattr(kernels, primitive)(base, rows, 1e-5, np.ones(2, F32), out, found)
+    getattr(cpu, primitive)(base, rows, 1e-5, np.ones(2, F32), out, found)
     check_same_numbers(out, np.array([INF, 0, 1], F32))
     assert found.tolist() == [[2, 2], [0, 0]]
 
@@ -186,19 +194,19 @@ def test_sign_consensus_on_a_draw_elects_plus(kernels):
 
 
 @pytest.mark.parametrize("primitive", ["weighted_sum", "combine", "add_to_base", "subtract_base"])
-def test_sums_follow_ieee_754_where_values_are_not_finite(kernels, primitive):
+def test_sums_follow_ieee_754_where_values_are_not_finite(cpu, primitive):
     x = np.array([NAN, INF, -INF, INF, INF, 3e38, -3e38], F32)
     y = np.array([1, 1, 1, INF, -INF, 3e38, -3e38], F32)
     rows, out = np.stack([x, y]), np.empty(7, F32)
     if primitive == "weighted_sum":
-        kernels.weighted_sum(rows, np.ones(2, F32), 1.0, 1.0, out)
+        cpu.weighted_sum(rows, np.ones(2, F32), 1.0, 1.0, out)
     elif primitive == "combine":
-        kernels.combine(x, y, 1.0, 1.0, out)
+        cpu.combine(x, y, 1.0, 1.0, out)
     elif primitive == "add_to_base":
-        kernels.add_to_base(x, y, out)
+        cpu.add_to_base(x, y, out)
     else:
         negative = np.ascontiguousarray(-y)
-        kernels.subtract_base(negative, rows[:1])
+        cpu.subtract_base(negative, rows[:1])
         assert rows[0][4] == 0  # equal infinities are no change
         out = rows[0]
         out[4] = NAN
@@ -279,11 +287,11 @@ def test_histogram_low(kernels, agents, length):
         np.testing.assert_array_equal(found - 1, np.bincount(row[row >> 16 == bin_] & 0xFFFF, minlength=1 << 16))
 
 
-def test_histograms_take_nan_and_infinity_as_the_largest_magnitudes(kernels):
+def test_histograms_take_nan_and_infinity_as_the_largest_magnitudes(cpu):
     rows = np.array([[INF, -INF, NAN, 1]], F32)
     high, low = np.zeros((1, 1 << 15), np.int64), np.zeros((1, 1 << 16), np.int64)
-    kernels.histogram_high(rows, high)
-    kernels.histogram_low(rows, np.array([0x7F80]), low)
+    cpu.histogram_high(rows, high)
+    cpu.histogram_low(rows, np.array([0x7F80]), low)
     assert {int(b): int(high[0, b]) for b in np.flatnonzero(high)} == {0x3F80: 1, 0x7F80: 2, 0x7FC0: 1}
     assert {int(b): int(low[0, b]) for b in np.flatnonzero(low)} == {0: 2}
 
@@ -312,10 +320,11 @@ def test_keep_largest(kernels, agents, length, quota):
     check_same_bits(rows, wanted)
 
 
-def test_keep_largest_keeps_nothing_below_a_threshold_beyond_all_magnitudes(kernels):
-    rows = np.array([[NAN, INF, -1, 0]], F32)
-    kernels.keep_largest(rows, np.array([0xFFFFFFFF], np.uint32), np.array([4]))
-    check_same_bits(rows, np.zeros((1, 4), F32))
+def test_keep_largest_keeps_nothing_below_a_threshold_beyond_all_magnitudes(kernels, cpu):
+    for backend, values in ((kernels, [3.4e38, -1, 0]), (cpu, [NAN, INF, -1])):
+        rows = np.array([values], F32)
+        backend.keep_largest(rows, np.array([0xFFFFFFFF], np.uint32), np.array([4]))
+        check_same_bits(rows, np.zeros((1, 3), F32))
 
 
 # --- random masks ---------------------------------------------------------------------------------------------------
@@ -329,7 +338,7 @@ def uniform(key, start, length):
 
 
 @pytest.mark.parametrize("start", [0, 1, 5, 65_536, 3 * 65_536, 2**34 + 3])
-@sizes
+@pytest.mark.parametrize(("agents", "length"), [*product([1, 3], LENGTHS)])
 def test_keep_random_draws_the_words_of_numpys_philox(kernels, agents, length, start):
     rng = np.random.default_rng(agents + length)
     keys = rng.integers(0, 2**64, (agents, 2), np.uint64)
@@ -393,3 +402,34 @@ def test_scale_rows(kernels, agents, length):
     wanted = rows * factors.astype(F32)[:, None]
     kernels.scale_rows(rows, factors)
     check_same_bits(rows, wanted)
+
+
+def repeats(row):
+    """How many of the first 32 values of each run of 8,192 are there before, zeros left out."""
+    samples = [row[begin : begin + 32] for begin in range(0, row.size - 31, 8192)]
+    return sum(len(sample[sample != 0]) - len(set(sample[sample != 0].tolist())) for sample in samples)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-5, 1e-3])
+@pytest.mark.parametrize(("agents", "length"), [*product([1, 2, 3, 8], [1, 31, 32, 2049, 8223, 8224]), (5, 65_536)])
+def test_observe(kernels, agents, length, epsilon):
+    base, rows = models(agents + length, agents, length)
+    pairs = list(combinations(range(agents), 2))
+    whole, by_count, by_agent, by_pair = (
+        np.zeros(shape) for shape in (3, agents + 1, (agents, 6), (len(pairs), 3))
+    )  # fmt: skip
+    kernels.observe(base, rows, epsilon, whole, by_count, by_agent, by_pair)
+    deltas = rows - base
+    wide, changed = deltas.astype(np.float64), np.abs(deltas) > F32(epsilon)
+    count = changed.sum(axis=0)
+    samples = len(range(0, length - 31, 8192))
+    assert whole.tolist() == [folded(np.square(base, dtype=np.float64)), 32 * samples, repeats(base)]
+    assert by_count.tolist() == [(count == k).sum() for k in range(agents + 1)]
+    for i, found in enumerate(by_agent):
+        updated, unique = (np.abs(deltas[i]) > F32(1e-5)).sum(), (changed[i] & (count == 1)).sum()
+        largest, square = np.abs(wide[i]).max(), folded(wide[i] * wide[i])
+        assert found.tolist() == [changed[i].sum(), unique, updated, square, largest, repeats(rows[i])]
+    for (i, k), found in zip(pairs, by_pair):
+        both = changed[i] & changed[k]
+        same = both & (np.sign(deltas[i]) == np.sign(deltas[k]))
+        assert found.tolist() == [both.sum(), same.sum(), folded(wide[i] * wide[k])]

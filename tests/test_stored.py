@@ -135,6 +135,31 @@ def test_a_blend_gives_what_decoding_computing_and_encoding_give(kernels, name, 
     np.testing.assert_array_equal(found.tally, wanted.tally)
 
 
+def patterns(agents, length):
+    """Finite bfloat16 of every size: zeros of both signs, subnormals, values that overflow when added."""
+    rng = np.random.default_rng(agents)
+    base = rng.integers(0, 1 << 16, length, np.uint16)
+    near = (base[None] + rng.integers(-2, 3, (agents, length))).astype(np.uint16)
+    far = rng.permutation(base)[None] ^ rng.integers(0, 2, (agents, length)).astype(np.uint16)
+    moved = np.where(rng.random((1, length)) < 0.9, near, far)
+    codes = np.vstack([base, np.where(rng.random((agents, length)) < 0.5, base[None], moved)])
+    codes[(codes & 0x7F80) == 0x7F80] &= 0x3FFF
+    return list(codes.view(ml_dtypes.bfloat16))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("agents", [1, 3, 4, 5])
+@pytest.mark.parametrize("name", list(BLENDS))
+def test_numbers_of_every_size(kernels, name, agents):
+    models, dtypes = patterns(agents, 70_001), ["BF16"] * (agents + 2)
+    out = np.empty_like(models[0])
+    finite = as_stored(BLENDS[name], models, dtypes, numbers_for(agents, 2), 0, out)
+    values = by_block(kernels, BLENDS[name], [model.astype(F32) for model in models], numbers_for(agents, 2), 0)
+    expected = values.astype(ml_dtypes.bfloat16)
+    same = (out.view(np.uint16) == expected.view(np.uint16)) | (np.isnan(values) & np.isnan(out.astype(F32)))
+    assert same.all() and finite == bool(np.isfinite(expected.astype(F32)).all())
+
+
 @each_case
 @pytest.mark.parametrize("name", list(MEASURES))
 def test_a_measure_counts_what_it_counts_in_float32(kernels, name, agents, length, dtype):

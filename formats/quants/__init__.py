@@ -59,15 +59,25 @@ def encode(
 
     Raises FormatError for a type that is not written, ValueError for arrays that do not fit each other.
     """
+    check_encode(name, values.size, row, None if weights is None else weights.size, out.size)
+    _function("encode", name)(values, row, weights, out)
+
+
+def check_encode(name: str, elements: int, row: int, columns: int | None, nbytes: int) -> None:
+    """What ``encode`` raises for rows of ``row`` elements, weights for ``columns``, and so many bytes to write."""
+    quant = written_type(name)
+    if row <= 0 or row % quant.block or elements % row:
+        raise ValueError(f"{name}: {elements} values are not whole rows of {row} in blocks of {quant.block}")
+    if columns is not None and columns != row:
+        raise ValueError(f"{name}: {columns} weights for rows of {row} values")
+    _same_length(quant, elements, nbytes)
+
+
+def written_type(name: str) -> QuantType:
+    """The type of this name; FormatError if there is none that can be written."""
     if name not in QUANTS:
         raise FormatError(f"cannot write elements of type {name}; known are {', '.join(QUANTS)}")
-    quant = QUANTS[name]
-    if row <= 0 or row % quant.block or values.size % row:
-        raise ValueError(f"{name}: {values.size} values are not whole rows of {row} in blocks of {quant.block}")
-    if weights is not None and weights.size != row:
-        raise ValueError(f"{name}: {weights.size} weights for rows of {row} values")
-    _same_length(quant, values.size, out.size)
-    _function("encode", name)(values, row, weights, out)
+    return QUANTS[name]
 
 
 def decode(name: str, raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:

@@ -16,12 +16,12 @@ is best.
 order. The value nearest to a number takes 15 comparisons, which vectorize, where a binary search does not.
 """
 
-from itertools import pairwise
-
 import numpy as np
 from numpy import float32, int32, uint8, uint16
 
 from ..jit import inline, jit
+from .codebooks import IQ4_LIMITS as LIMITS
+from .codebooks import IQ4_VALUES as VALUES
 from .contract import Bytes, Values
 from .fields import get_half, looked_up, put_half
 from .lanes import LANES, Floats, IntRows, Ints, Rows, bits, magnitude, root, select, splat
@@ -32,11 +32,6 @@ from .search import EPSILON
 WIDTH = 32
 SUPER = 8  # sub-blocks of an IQ4_XS block
 TRIES = 7
-
-_CODEBOOK = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-VALUES = tuple(float32(v) for v in _CODEBOOK)
-# An element in the middle belongs to the higher value. Rounding in float32 does not move any of these limits.
-LIMITS = tuple(float32((a + b) / 2) for a, b in pairwise(_CODEBOOK))
 
 _NO_WEIGHTS = np.empty(0, np.float32)
 

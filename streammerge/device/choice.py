@@ -9,12 +9,17 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import PIPE
 
+from .. import budget
 from ..budget import format_size
+from ..errors import Interrupted
 from ..planning import Plan
 from .placement import Placement
 
@@ -39,8 +44,8 @@ class Trial:
     start: float
 
 
-def choose(plan: Plan, notify: Callable[[str], None]) -> Placement:
-    """Where a merge is done that was planned for the processor, and why."""
+def choose(plan: Plan, notify: Callable[[str], None], stop: threading.Event) -> Placement:
+    """Where a merge is done that was planned for the processor, and why. Raises Interrupted."""
     missing = _missing()
     if missing is not None:
         return Placement("cpu", f"auto: {missing}", had_choice=False)
@@ -48,7 +53,7 @@ def choose(plan: Plan, notify: Callable[[str], None]) -> Placement:
     if obstacle is not None:
         return Placement("cpu", f"auto: {obstacle}")
     notify("trying out the CUDA device (--device cpu would not)")
-    found = try_out(plan, "cuda")
+    found = try_out(plan, "cuda", stop)
     return Placement("cpu", f"auto: {found}") if isinstance(found, str) else decide(found)
 
 
@@ -70,21 +75,35 @@ def _obstacle(plan: Plan) -> str | None:
     return None
 
 
-def try_out(plan: Plan, device: str) -> Trial | str:
+def try_out(plan: Plan, device: str, stop: threading.Event) -> Trial | str:
     """Measure in another process; or why that was not possible."""
     command = [sys.executable, "-P", "-m", "streammerge.device.trial", device]
+    recipe = replace(plan.recipe, max_ram=max(plan.memory.allowed - budget.peak(), 1))  # this process has its part
     try:
-        child = subprocess.run(command, input=pickle.dumps(plan.recipe), capture_output=True, timeout=_PATIENCE)
-    except subprocess.TimeoutExpired:
-        return f"the device did not answer within {_PATIENCE:.0f} s"
+        with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE) as child:
+            output, said = _communicate(child, pickle.dumps(recipe), stop)
     except OSError as error:
         return f"the device could not be tried out: {error}"
-    lines = child.stdout.splitlines()
+    lines = [line for line in output.splitlines() if line.startswith(b"{")]
     if child.returncode != 0 or not lines:
-        said = child.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {child.returncode}"]
-        return f"the device could not be tried out: {said[-1]:.300}"
+        last = said.decode(errors="replace").strip().splitlines() or [f"exit code {child.returncode}"]
+        return f"the device could not be tried out: {last[-1]:.300}"
     told = json.loads(lines[-1])
     return str(told["error"]) if "error" in told else Trial(**told)
+
+
+def _communicate(child: "subprocess.Popen[bytes]", data: bytes, stop: threading.Event) -> tuple[bytes, bytes]:
+    """What it prints. It is killed when it takes too long, and when ``stop`` is set: then raises Interrupted."""
+    end, given = time.monotonic() + _PATIENCE, data
+    while True:
+        try:
+            return child.communicate(given, timeout=0.2)
+        except subprocess.TimeoutExpired:
+            given = b""
+        if stop.is_set() or time.monotonic() > end:
+            child.kill()
+        if stop.is_set():
+            raise Interrupted("interrupted; nothing was written under the final name")
 
 
 def decide(trial: Trial) -> Placement:

@@ -20,6 +20,7 @@ class DeviceEncoder:
     def __init__(self, weights: Mapping[str, NDArray[np.float32]], device: torch.device) -> None:
         self._weights = weights
         self._device = device
+        self._uploaded: dict[tuple[str, int], Tensor] = {}
 
     def encode(
         self, job: TensorJob, start: int, stop: int, packed: Tensor, out: Tensor, run: int, limits: Limits
@@ -40,8 +41,8 @@ class DeviceEncoder:
             part = out[target.nbytes(first - start) : target.nbytes(last - start)]
             limits.check(values, LARGE - 1 if target.is_quantized else LARGEST[target.dtype])
             if target.is_quantized:
-                importance = None if weights is None else weights[(target.first + first) // job.matrix]
-                quantize(target.dtype, values, job.row, self._uploaded(importance), part)
+                importance = None if weights is None else self._importance(job, first)
+                quantize(target.dtype, values, job.row, importance, part)
             else:
                 codecs.encode(target.dtype, values, part)
         return out[: target.nbytes(stop - start)]
@@ -67,8 +68,13 @@ class DeviceEncoder:
         codecs.encode(dtype, values, rounded)
         codecs.decode(dtype, rounded, values)
 
-    def _uploaded(self, importance: NDArray[np.float32] | None) -> Tensor | None:
-        return None if importance is None else torch.from_numpy(importance.copy()).to(self._device)
+    def _importance(self, job: TensorJob, first: int) -> Tensor:
+        """Of the columns of the matrix that holds this element; the last one stays on the device."""
+        assert job.target is not None
+        name, matrix = job.target.name, (job.target.first + first) // job.matrix
+        if (name, matrix) not in self._uploaded:
+            self._uploaded = {(name, matrix): torch.from_numpy(self._weights[name][matrix].copy()).to(self._device)}
+        return self._uploaded[name, matrix]
 
 
 def source_rows(first: int, last: int, rows: int, heads: int, device: torch.device) -> Tensor:

@@ -1,7 +1,7 @@
 """Where the arithmetic of a merge is done, why there, and what it may take of the device's memory. Imports no torch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 from ..budget import MIB, Memory, format_size
@@ -12,6 +12,9 @@ from ..kernels.contract import BLOCK
 
 # What the context and the code of CUDA take of the device beside what is allocated: held back from --max-vram.
 CONTEXT = 512 * MIB
+# Memory is taken from the device in pieces of 2 and 20 MiB, for each stream apart: what may lie unused in them.
+_BESIDE = CONTEXT + 96 * MIB
+_FEW = 3  # workers: one copies there, one computes, one copies back
 # Elements in one go: below that, starting the operations takes longer than they do.
 _LONG_RUN = 64 * BLOCK
 # Chunks are longer than on the processor: each is copied and started as a whole.
@@ -63,7 +66,6 @@ class DeviceDemand:
     carried: int  # for each element of a chunk: what comes and what goes
     computed: int  # for each element of a run: its values, and what operations leave lying between them
     worker: int  # for each worker
-    fixed: int  # once
     grain: int  # elements that must be in one chunk
     shortest: int  # elements of a run, at least
 
@@ -73,22 +75,25 @@ def shortest_run(jobs: Sequence[TensorJob]) -> int:
     return -(-max(BLOCK, piece_size(jobs)) // BLOCK) * BLOCK
 
 
-def fit(memory: Memory, demand: DeviceDemand, allowed: int) -> tuple[Memory, Vram]:
-    """As many workers, chunks and runs as long as fit into ``allowed``: first shorter runs, then smaller chunks, then
-    fewer workers. Raises BudgetError naming the least that would do."""
-    shortest = demand.shortest
+def fit(memory: Memory, demand: DeviceDemand, allowed: int) -> tuple[int, int, Vram]:
+    """Workers, elements of a chunk, and the device's side. Few workers keep a device busy, long runs are what makes it
+    fast: first workers become fewer, down to three, then chunks and runs shorter, then workers fewer still. Raises
+    BudgetError naming the least that would do."""
     fewest = -(-demand.grain // BLOCK) * BLOCK
-    for workers in range(memory.workers, 0, -1):
-        chunk = memory.chunk
-        while chunk >= fewest:
-            taken = CONTEXT + demand.fixed + workers * (chunk * demand.carried + demand.worker)
-            run = min(max(chunk, shortest), _LONG_RUN, (allowed - taken) // demand.computed // BLOCK * BLOCK)
-            if run >= shortest:
-                fitted = replace(memory, workers=workers, chunk=chunk)
-                return fitted, Vram(allowed, taken + run * demand.computed, run)
-            chunk = chunk // 2 // BLOCK * BLOCK
-    least = CONTEXT + demand.fixed + fewest * demand.carried + shortest * demand.computed + demand.worker
+    few = min(_FEW, memory.workers)
+    chunks = [memory.chunk]
+    while chunks[-1] > fewest:
+        chunks.append(max(chunks[-1] // 2 // BLOCK * BLOCK, fewest))
+    several = [(n, chunk, min(chunk, _LONG_RUN)) for chunk in chunks for n in range(memory.workers, few - 1, -1)]
+    single = [(n, chunk, 0) for n in range(few, 0, -1) for chunk in chunks]
+    for workers, chunk, wanted in several + single:
+        taken = _BESIDE + workers * (chunk * demand.carried + demand.worker)
+        longest = max(min(chunk, _LONG_RUN), demand.shortest)
+        run = min(longest, (allowed - taken) // demand.computed // BLOCK * BLOCK)
+        if run >= max(wanted, demand.shortest):
+            return workers, chunk, Vram(allowed, taken + run * demand.computed, run)
+    least = _BESIDE + fewest * demand.carried + demand.shortest * demand.computed + demand.worker
     raise BudgetError(
         f"--max-vram {format_size(allowed)} is too small: it needs at least {format_size(least)} "
-        f"({format_size(CONTEXT)} for CUDA itself); try --max-vram {-(-least // MIB)}M, or --device cpu"
+        f"({format_size(_BESIDE)} for CUDA itself); try --max-vram {-(-least // MIB)}M, or --device cpu"
     )

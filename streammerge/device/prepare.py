@@ -13,7 +13,7 @@ from ..kernels.load import load_cpu
 from ..planning import Plan
 from .placement import LARGEST_CHUNK, DeviceDemand, Vram, fit, shortest_run
 from .rehearsal import kinds, rehearse
-from .torch_device import free_memory, open_device
+from .torch_device import device_name, free_memory, named_errors, open_device
 from .worker import open_workers
 
 # What CUDA's runtime goes on to take of the host's memory after the first chunks.
@@ -25,31 +25,33 @@ _ENCODED = 4 + 4
 
 def placed(plan: Plan, demand: Demand, threads: int) -> Plan:
     """A plan for the device that it names. Raises DeviceError, BudgetError."""
-    device = open_device(plan.placement.device)
     wanted = device_demand(plan, demand)
     allowed = plan.recipe.max_vram
-    if allowed is None:
-        allowed = int(_DEFAULT_SHARE * free_memory(device))
-    _, vram = fit(replace(plan.memory, workers=1, chunk=_least_chunk(demand)), wanted, allowed)
+    with named_errors(plan.placement.device):
+        device = open_device(plan.placement.device)
+        if allowed is None:
+            allowed = int(_DEFAULT_SHARE * free_memory(device))
+    plan = replace(plan, placement=replace(plan.placement, device=device_name(device)))
+    *_, vram = fit(replace(plan.memory, workers=1, chunk=_least_chunk(demand)), wanted, allowed)
     _load(plan, demand, vram)
-    reserved = budget.peak() + (_RUNTIME if device.type == "cuda" else 0)
-    memory = budget.fit(demand, allowed=plan.memory.allowed, reserved=reserved, threads=threads, largest=LARGEST_CHUNK)
-    memory, vram = fit(memory, wanted, allowed)
+    granted, reserved = plan.memory.allowed, budget.peak() + (_RUNTIME if device.type == "cuda" else 0)
+    memory = budget.fit(demand, allowed=granted, reserved=reserved, threads=threads, largest=LARGEST_CHUNK)
+    workers, chunk, vram = fit(memory, wanted, allowed)
+    memory = budget.fit(demand, allowed=granted, reserved=reserved, threads=workers, largest=chunk)
     return replace(plan, memory=memory, placement=replace(plan.placement, vram=vram))
 
 
 def device_demand(plan: Plan, demand: Demand) -> DeviceDemand:
     """What the merge takes on a device."""
     agents, jobs = len(plan.agents), plan.jobs
-    fixed = merging_scratch(agents, 0)
-    merging = 4 * (agents + 2) + merging_scratch(agents, 1) - fixed
+    merging = 4 * (agents + 2) + merging_scratch(agents)
     types = {job.target.dtype for job in jobs if job.target is not None and job.target.is_quantized}
     quantizing = _ENCODED + max(map(quantizing_scratch, types)) if types else 0
+    numbers = -(-2 * demand.numbers // BLOCK)  # of a block, and once more when its axis moves
     return DeviceDemand(
-        carried=sum(input_widths(plan.base, plan.agents, jobs)) + output_width(jobs) + quantized_width(jobs),
+        carried=sum(input_widths(plan.base, plan.agents, jobs)) + output_width(jobs) + quantized_width(jobs) + numbers,
         computed=max(merging, 4 * (agents + 2) + quantizing),
         worker=demand.worker + MIB,
-        fixed=fixed,
         grain=demand.grain,
         shortest=shortest_run(jobs),
     )

@@ -28,9 +28,10 @@ def kinds(plan: Plan) -> dict[TensorJob, int]:
     weights: dict[object, int] = {}
     for job in plan.jobs:
         if job.action == "merge":
-            known = largest.setdefault(job.kind, job)
-            largest[job.kind] = max(known, job, key=lambda one: one.elements)
-            weights[job.kind] = weights.get(job.kind, 0) + job.elements
+            kind = plan.kind(job)[:-1]  # parameters that vary change little
+            known = largest.setdefault(kind, job)
+            largest[kind] = max(known, job, key=lambda one: one.elements)
+            weights[kind] = weights.get(kind, 0) + job.elements
     return {largest[kind]: weights[kind] for kind in largest}
 
 

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import prod
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..kernels.contract import BLOCK
 from .placement import CONTEXT
 
 _cuda: Any = torch.cuda  # not all of it is annotated
+_PORTABLE = 1  # cudaHostRegisterPortable: for every device
 
 
 def open_device(name: str) -> torch.device:
@@ -36,6 +37,26 @@ def open_device(name: str) -> torch.device:
     return torch.device("cuda", number)
 
 
+def device_name(device: torch.device) -> str:
+    """What ``open_device`` opened, with its number."""
+    return "torch:cpu" if device.type == "cpu" else str(device)
+
+
+@contextmanager
+def named_errors(name: str) -> Iterator[None]:
+    """Whatever torch reports becomes a DeviceError of one line."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise DeviceError(
+            f"{name}: the device has too little free memory even for the shortest runs; close what else uses it, give "
+            "fewer --threads or less --max-vram, or use --device cpu"
+        ) from error
+    except RuntimeError as error:  # torch has no other kind
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DeviceError(f"{name}: the device failed: {what:.300}; try again, or go on with --device cpu") from error
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on a device, with what CUDA itself has taken of them already."""
     if device.type == "cpu":
@@ -46,8 +67,16 @@ def free_memory(device: torch.device) -> int:
 def hold_to(device: torch.device, allowed: int) -> None:
     """Let torch allocate no more on a CUDA device than is left of so many bytes beside CUDA itself."""
     if device.type == "cuda":
+        _cuda.reset_peak_memory_stats(device)
         total = _cuda.mem_get_info(device)[1]
         _cuda.set_per_process_memory_fraction(min(max((allowed - CONTEXT) / total, 0.0), 1.0), device)
+
+
+def let_go(device: torch.device) -> None:
+    """Give back what torch keeps of a CUDA device, and let it take as much as it likes again."""
+    if device.type == "cuda":
+        _cuda.empty_cache()
+        _cuda.set_per_process_memory_fraction(1.0, device)
 
 
 def peak(device: torch.device) -> int | None:
@@ -74,7 +103,7 @@ class Streams:
         if self._streams is None:
             yield
             return
-        with _cuda.stream(self._streams[number]):
+        with _cuda.device(self._device), _cuda.stream(self._streams[number]):
             if after is not None:
                 self._streams[number].wait_event(after)
             yield
@@ -93,7 +122,9 @@ class Streams:
 
     def mark(self) -> Any:
         """What happens when all that was put on the present stream is done."""
-        return None if self._streams is None else _cuda.current_stream(self._device).record_event()
+        if self._streams is None:
+            return None
+        return _cuda.current_stream(self._device).record_event(_cuda.Event(blocking=True))
 
     def wait(self, mark: Any) -> None:
         """Until it has happened. Raises RuntimeError if the device failed."""
@@ -102,19 +133,22 @@ class Streams:
 
 
 class Pinned:
-    """Host memory that a CUDA device reads and writes by itself while it is registered."""
+    """Host memory that a CUDA device reads and writes by itself while it is registered. Arrays must not share pages."""
 
     def __init__(self, device: torch.device, arrays: Sequence[NDArray[Any]]) -> None:
         self._arrays: list[NDArray[Any]] = []
         if device.type == "cuda":
-            for array in arrays:
-                if array.nbytes:
-                    self._register(array)
+            with _cuda.device(device):
+                for array in arrays:
+                    if array.nbytes:
+                        self._register(array, device)
 
-    def _register(self, array: NDArray[Any]) -> None:
-        status = _cuda.cudart().cudaHostRegister(array.ctypes.data, array.nbytes, 0)
-        if int(status) == 0:  # otherwise copies take a little longer: through the driver's own buffer
+    def _register(self, array: NDArray[Any], device: torch.device) -> None:
+        if int(_cuda.cudart().cudaHostRegister(array.ctypes.data, array.nbytes, _PORTABLE)) == 0:
             self._arrays.append(array)
+            return
+        with suppress(RuntimeError):  # the next operation reports what failed; copies only take a little longer now
+            torch.zeros((), device=device)
 
     def release(self) -> None:
         """Give it back to the operating system's management."""
@@ -129,11 +163,13 @@ class Workspace:
     def __init__(self, device: torch.device, agents: int, run: int, shortest: int) -> None:
         self.turn = threading.Lock()
         self._device, self._agents, self._shortest = device, agents, shortest
-        self._take(run)
-
-    def _take(self, run: int) -> None:
         self.run = run
-        self._values = torch.empty((self._agents + 2) * run, dtype=torch.float32, device=self._device)
+        self._values: Tensor | None = None
+
+    def take(self) -> None:
+        """Have the room, if it is not there. May raise OutOfMemoryError."""
+        if self._values is None:
+            self._values = torch.empty((self._agents + 2) * self.run, dtype=torch.float32, device=self._device)
 
     @property
     def can_be_halved(self) -> bool:
@@ -141,13 +177,15 @@ class Workspace:
         return self.run > self._shortest
 
     def halve(self) -> None:
-        """Shorter runs from now on."""
-        del self._values
+        """Shorter runs from now on, when what was begun is over."""
+        settle(self._device)
+        self._values = None
         _cuda.empty_cache()
-        self._take(max(self.run // 2 // BLOCK * BLOCK, self._shortest))
+        self.run = max(self.run // 2 // BLOCK * BLOCK, self._shortest)
 
     def floats(self, models: int, *shape: int) -> tuple[Tensor, Tensor]:
         """Room for the values of the models, the base first (models, *shape), and for the result ``shape``."""
+        assert self._values is not None
         values = self._values[: (models + 1) * prod(shape)].view(models + 1, *shape)
         return values[:models], values[models]
 

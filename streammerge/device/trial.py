@@ -29,15 +29,14 @@ def measure(recipe: Recipe, device: str) -> Trial:
     """Try both. Raises StreammergeError."""
     kernels = load_cpu()
     plan = make_plan(replace(recipe, device="cpu", max_vram=None))
-    processor = _on_processor(plan, kernels)
     began = time.perf_counter()
-    placed = make_plan(replace(recipe, device=device))
+    placed = make_plan(replace(recipe, device=device))  # before anything is carried: memory that was taken counts
     from .worker import open_workers
 
     with open_workers(placed, kernels, (), NoSink()) as workers:
         start = time.perf_counter() - began
         accelerator = seconds(placed, workers)
-    return Trial(placed.placement.device, processor, accelerator, reading(plan), start)
+    return Trial(placed.placement.device, _on_processor(plan, kernels), accelerator, reading(plan), start)
 
 
 def _on_processor(plan: Plan, kernels: Kernels) -> float:

@@ -8,8 +8,9 @@ its type) is found out on the device, and such a chunk is computed again on the 
 first chunk of every kind is always computed on both and compared.
 """
 
+import mmap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from .. import checksum
 from ..demand import encoded_size, output_width
-from ..errors import DeviceError
+from ..errors import WrongBytesError
 from ..formats.contract import Bytes, Reader, Sink
 from ..formats.device import codecs
 from ..formats.dtypes import DTYPES
@@ -33,7 +34,18 @@ from ..worker import Worker
 from .encode import DeviceEncoder
 from .limits import LARGEST, Limits
 from .placement import shortest_run
-from .torch_device import Pinned, Streams, Workspace, download, hold_to, open_device, settle, upload
+from .torch_device import (
+    Pinned,
+    Streams,
+    Workspace,
+    download,
+    hold_to,
+    let_go,
+    named_errors,
+    open_device,
+    settle,
+    upload,
+)
 
 Numbers = NDArray[Any]
 
@@ -44,12 +56,12 @@ SMALL = BLOCK
 class Device:
     """What the workers of one device share."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, device: torch.device) -> None:
         vram = plan.placement.vram
         assert vram is not None
         self.name = plan.placement.device
-        self.torch = open_device(self.name)
-        self.kernels = Torch()
+        self.torch = device
+        self.kernels = Torch(self.torch)
         self.streams = Streams(self.torch)
         hold_to(self.torch, vram.allowed)
         self.workspace = Workspace(self.torch, len(plan.agents), vram.run, shortest_run(plan.jobs))
@@ -65,16 +77,6 @@ class Device:
         is_new = kind not in self._known
         self._known.add(kind)
         return is_new
-
-    def failure(self, error: RuntimeError) -> DeviceError:
-        """What happened, in one line."""
-        if isinstance(error, torch.cuda.OutOfMemoryError):
-            return DeviceError(
-                f"{self.name}: the device has too little free memory even for the shortest runs; close what else uses "
-                "it, give fewer --threads, or use --device cpu"
-            )
-        what = (str(error).splitlines() or [type(error).__name__])[0]
-        return DeviceError(f"{self.name}: the device failed: {what:.300}; try again, or go on with --device cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,10 @@ class DeviceWorker(Worker):
         self._result = self._packed if self._encoder is None else self._encoder.encoded
         self._pinned = Pinned(device.torch, [*self._raw, self._result])
 
+    def room(self, count: int) -> Bytes:
+        """Memory pages of its own: what is pinned must share none."""
+        return np.frombuffer(mmap.mmap(-1, max(count, 1)), np.uint8)[:count]
+
     def close(self) -> None:
         """Let go of the memory that the device reads and writes."""
         self._pinned.release()
@@ -137,13 +143,11 @@ class DeviceWorker(Worker):
         """See ``Worker``. Raises DeviceError."""
         if task.stop - task.start < SMALL:
             return super().compute(task, raws)
-        try:
+        with named_errors(self._device.name):
             found = self._on_device(task, self._staged(raws))
-        except RuntimeError as error:  # whatever torch reports
-            raise self._device.failure(error) from error
         if found is None:
             return super().compute(task, raws)
-        if self._device.is_new((task.running.position, task.running.job.kind)):
+        if self._device.is_new((task.running.position, self._plan.kind(task.running.job))):
             return self._compared(task, raws, found)
         self._found.tally += found.tally
         return found.numbers, found.data
@@ -171,13 +175,15 @@ class DeviceWorker(Worker):
 
     def _begin(self, task: Task, sources: Sequence[Tensor]) -> _Made:
         """Start all operations of a chunk; in shorter and shorter runs where the device is short of memory."""
+        workspace = self._device.workspace
         while True:
             try:
+                workspace.take()
                 return self._make(task, sources)
             except torch.cuda.OutOfMemoryError:
-                if not self._device.workspace.can_be_halved:
+                if not workspace.can_be_halved:
                     raise
-            self._device.workspace.halve()  # only now: the error held on to what there was
+            workspace.halve()  # only now: the error held on to what there was
 
     def _make(self, task: Task, sources: Sequence[Tensor]) -> _Made:
         running, job, plan = task.running, task.running.job, self._plan
@@ -247,7 +253,7 @@ class DeviceWorker(Worker):
         if numbers is not None and found.numbers is not None:
             same &= numbers.tobytes() == found.numbers.tobytes()
         if not same or not np.array_equal(self._found.tally - before, found.tally):
-            raise DeviceError(
+            raise WrongBytesError(
                 f"{self._device.name}: computes other bytes than the processor in tensor {task.running.job.name!r}; "
                 "use --device cpu, and please report it with the versions of torch and of the driver"
             )
@@ -265,12 +271,19 @@ def _numbers(measure: Measure, blocks: int, agents: int, device: torch.device) -
 def open_workers(plan: Plan, kernels: Kernels, readers: Sequence[Reader], sink: Sink) -> Iterator[list[Worker]]:
     """As many workers as planned, on the device of the plan. Raises DeviceError."""
     workers: list[DeviceWorker] = []
+    opened = open_device(plan.placement.device)
     try:
-        device = Device(plan)
-        for _ in range(plan.memory.workers):
-            workers.append(DeviceWorker(plan, kernels, readers, sink, device))
-        settle(device.torch)
+        with named_errors(plan.placement.device):
+            device = Device(plan, opened)
+            for _ in range(plan.memory.workers):
+                workers.append(DeviceWorker(plan, kernels, readers, sink, device))
+            settle(opened)
         yield list[Worker](workers)
     finally:
+        with suppress(RuntimeError):  # a device that is lost has said so
+            settle(opened)
         for worker in workers:
             worker.close()
+        workers.clear()
+        with suppress(RuntimeError):
+            let_go(opened)

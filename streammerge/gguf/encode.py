@@ -22,14 +22,14 @@ class Encoder:
     """Turns chunks into what the file holds. All memory it will use is allocated here.
 
     ``weights``: by tensor of the file, the importance of its columns, float32[matrices, columns]. ``piece`` elements
-    are quantized at a time, at least two rows of the longest; ``size`` is the most bytes that a chunk becomes.
+    are quantized at a time, at least two rows of the longest; ``encoded`` has room for all that a chunk becomes.
     """
 
-    def __init__(self, weights: Mapping[str, Floats], piece: int, size: int) -> None:
+    def __init__(self, weights: Mapping[str, Floats], piece: int, encoded: Bytes) -> None:
         self._weights = weights
         self._values = np.empty(piece, np.float32)
         self._moved = np.empty(piece, np.float32)
-        self.encoded = np.empty(size, np.uint8)
+        self.encoded = encoded
 
     def encode(self, job: TensorJob, start: int, stop: int, packed: Bytes) -> Bytes:
         """The bytes of elements ``start`` to ``stop`` of a job, whole grains of it; ``packed`` holds them in the type

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.contract import Block, Kernels
+from ..kernels.contract import Array, Block, Kernels
 from ..methods.base import Extent, Measure, Method, State, parameter
 
 Row = NDArray[np.float64]
@@ -39,13 +39,21 @@ class Columns:
     def _first_pair(self) -> int:
         return self._first_agent + 6 * self.agents
 
-    def split(self, rows: Row) -> tuple[Row, Row, Row, Row]:
-        """Views of rows (..., width): whole (..., 3), by_count (..., agents + 1), by_agent (..., agents, 6),
-        by_pair (..., pairs, 3)."""
-        leading = rows.shape[:-1]
-        by_agent = rows[..., self._first_agent : self._first_pair].reshape(*leading, self.agents, 6)
-        by_pair = rows[..., self._first_pair :].reshape(*leading, -1, 3)
-        return rows[..., :3], rows[..., 3 : self._first_agent], by_agent, by_pair
+    def split(self, rows: Row, axis: int = -1) -> tuple[Row, Row, Row, Row]:
+        """Views of rows, which are ``width`` long along ``axis``. In its place are whole (3), by_count (agents + 1),
+        by_agent (agents, 6) and by_pair (pairs, 3)."""
+        axis %= rows.ndim
+        leading, trailing = rows.shape[:axis], rows.shape[axis + 1 :]
+
+        def part(start: int, stop: int, *shape: int) -> Row:
+            return rows[(slice(None),) * axis + (slice(start, stop),)].reshape(*leading, *shape, *trailing)
+
+        return (
+            part(0, 3, 3),
+            part(3, self._first_agent, self.agents + 1),
+            part(self._first_agent, self._first_pair, self.agents, 6),
+            part(self._first_pair, self.width, len(self.pairs), 3),
+        )
 
     def combine(self, one: Row, other: Row) -> Row:
         """What two runs of elements have together: sums, of the largest deltas the larger."""
@@ -55,9 +63,10 @@ class Columns:
         return both
 
 
-def observe(kernels: Kernels, block: Block, epsilon: float, row: Row) -> None:
-    """Add the numbers of one block in float32 to ``row`` (width of ``Columns``); the block stays as it is."""
-    kernels.observe(block.base, block.agents, epsilon, *Columns(len(block.agents)).split(row))
+def observe(kernels: Kernels, block: Block, epsilon: float, row: Array) -> None:
+    """Add the numbers of a block in float32 to ``row`` (width of ``Columns``, or width x blocks); the block stays as it
+    is."""
+    kernels.observe(block.base, block.agents, epsilon, *Columns(len(block.agents)).split(row, axis=0))
 
 
 @dataclass(frozen=True)

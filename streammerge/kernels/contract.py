@@ -37,10 +37,10 @@ Scalar = float | np.float32
 class Block:
     """One block of one tensor, in float32 or as stored.
 
-    ``base`` (n), ``agents`` (agents x n) and ``out`` (n) are workspace: primitives may overwrite them. As stored, they
-    are bytes, ``agents`` is a sequence of rows, and the primitives are those of ``stored.Stored``: the result is what
-    decoding, computing in float32 and encoding would give, bit for bit. So a method gives primitives these arrays, its
-    parameters, and what it counts in, nothing else.
+    ``base`` (n), ``agents`` (agents x n) and ``out`` (n) are workspace; ``Kernels`` says what overwrites them. As
+    stored, they are bytes, ``agents`` is a sequence of rows, and the primitives are those of ``stored.Stored``: the
+    result is what decoding, computing in float32 and encoding would give, bit for bit. So a method gives primitives
+    these arrays, its parameters, and what it counts in, nothing else.
     ``index`` is the block's number in its tensor (a slice for several), ``start`` its first element's flat index.
     ``tally`` (agents x 2, int64) adds up changed and unique weights where a method counts them.
     """
@@ -55,7 +55,10 @@ class Block:
 
 
 class Kernels(Protocol):
-    """The primitives. ``x[i]`` is agent i's row, ``j`` an element; loops over agents run in agent order."""
+    """The primitives. ``x[i]`` is agent i's row, ``j`` an element; loops over agents run in agent order.
+
+    After ``count_changes``, ``ram``, ``ram_divide_first`` and ``sign_consensus`` nothing is known of agents (deltas).
+    Whatever else a primitive does not fill is left as it is."""
 
     def count_changes(self, base: Array, agents: Array, epsilon: Scalar, tally: Array) -> None:
         """changed_i[j] = |x[i,j] - base[j]| > float32(epsilon). Adds to tally[i] = (changed, unique): how many

@@ -5,7 +5,8 @@ import pytest
 
 from tests.checks import DTYPES, save_models
 
-pytest.importorskip("torch", reason="torch is not installed")
+torch = pytest.importorskip("torch", reason="torch is not installed")
+torch.set_num_threads(1)  # workers are threads already
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """``--device auto``: what it looks at, what it measures, what it says."""
 
+import threading
+
 import pytest
 
 import streammerge
@@ -22,7 +24,7 @@ def with_gpu(monkeypatch, tmp_path):
 
 
 def chosen(plan):
-    return choose(plan, lambda text: None)
+    return choose(plan, lambda text: None, threading.Event())
 
 
 def test_without_a_gpu_nothing_is_tried(plan, monkeypatch):
@@ -52,7 +54,7 @@ def test_a_small_budget_has_no_room_for_cuda(models_of, tmp_path, with_gpu):
 def test_what_is_measured_decides(plan, with_gpu, monkeypatch):
     asked = []
 
-    def found(plan, device):
+    def found(plan, device, stop):
         asked.append(device)
         return Trial("cuda:0", processor=100.0, accelerator=20.0, reading=10.0, start=4.0)
 
@@ -77,16 +79,16 @@ def test_a_failed_trial_leaves_the_processor(plan, with_gpu):
 
 
 def test_the_trial_measures_both(plan):
-    found = try_out(plan, "torch:cpu")
+    found = try_out(plan, "torch:cpu", threading.Event())
     assert isinstance(found, Trial), found
     assert found.device == "torch:cpu"
     assert min(found.processor, found.accelerator, found.reading, found.start) > 0
 
 
 def test_a_trial_that_breaks_says_why(plan, monkeypatch):
-    assert "--device cuda:99" in try_out(plan, "cuda:99")
+    assert "--device cuda:99" in try_out(plan, "cuda:99", threading.Event())
     monkeypatch.setattr(choice.sys, "executable", "/nowhere/python")
-    assert "could not be tried out" in try_out(plan, "torch:cpu")
+    assert "could not be tried out" in try_out(plan, "torch:cpu", threading.Event())
 
 
 def test_auto_is_what_a_merge_does(models_of, tmp_path, monkeypatch):
@@ -94,7 +96,7 @@ def test_auto_is_what_a_merge_does(models_of, tmp_path, monkeypatch):
     trial = Trial("torch:cpu", processor=100.0, accelerator=1.0, reading=1.0, start=1.0)
     monkeypatch.setattr(choice, "_missing", lambda: None)
     monkeypatch.setattr(choice, "_obstacle", lambda plan: None)
-    monkeypatch.setattr(choice, "try_out", lambda plan, device: trial)
+    monkeypatch.setattr(choice, "try_out", lambda plan, device, stop: trial)
     planned = streammerge.plan(base, paths, tmp_path / "out")
     assert planned.placement.device == "torch:cpu" and planned.placement.vram is not None
     assert planned.placement.why == "auto: some 3 s there, 101 s on the processor"

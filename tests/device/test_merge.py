@@ -80,7 +80,7 @@ def test_budgets_threads_and_io_change_nothing(models_of, placed, method):
         for way in (
             {"max_ram": "8G", "threads": 1},
             {"max_ram": "200M", "threads": 2, "io": "mmap"},
-            {"max_ram": "1G", "threads": 4, "max_vram": "700M"},
+            {"max_ram": "1G", "threads": 4, "max_vram": "720M"},
         )
     }
     assert seen == {merge_paths(base, paths, method, parameters, device="cpu").content}

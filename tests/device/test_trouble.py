@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import streammerge
-from streammerge.errors import BudgetError, DeviceError, RecipeError
+from streammerge.budget import Memory
+from streammerge.device.placement import DeviceDemand, fit
+from streammerge.errors import BudgetError, DeviceError, RecipeError, WrongBytesError
 from streammerge.kernels.cuda import Torch
 from tests.checks import merge_paths
 
@@ -132,3 +134,37 @@ def test_torch_is_not_imported_before_it_is_asked_for(models, tmp_path):
         "assert 'torch' not in sys.modules, 'torch'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_nothing_is_kept_of_a_run_whose_bytes_were_wrong(models, monkeypatch, tmp_path):
+    real = Torch.ram
+
+    def wrong(base, agents, epsilon, scales, out, tally):
+        real(base, agents, epsilon, scales, out, tally)
+        if base.numel() > 65_536:  # not in the rehearsal
+            out.view(-1)[0] += 1e-2
+
+    monkeypatch.setattr(Torch, "ram", staticmethod(wrong))
+    monkeypatch.setattr("streammerge.device.worker.Device.is_new", lambda self, kind: True)
+    with pytest.raises(WrongBytesError) as caught:
+        streammerge.merge(*models, tmp_path / "out.safetensors", method="ram", device="torch:cpu", threads=1)
+    assert not hasattr(caught.value, "__notes__")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("workers", "chunk", "grain", "allowed", "wanted"),
+    [
+        (2, 5, 3, 622, (2, 3, 3)),  # half of the chunk would be too little: as little as may be
+        (64, 64, 1, 1024, (5, 64, 64)),  # fewer workers, not shorter runs
+        (8, 64, 1, 8192, (8, 64, 64)),
+        (4, 64, 1, 612, (1, 1, 1)),
+    ],
+)
+def test_long_runs_come_before_many_workers(workers, chunk, grain, allowed, wanted):
+    block, mib = 65_536, 1 << 20
+    memory = Memory(1 << 34, 0, 0, 0, workers, chunk * block)
+    demand = DeviceDemand(carried=10, computed=50, worker=0, grain=grain * block, shortest=block)
+    found, length, vram = fit(memory, demand, allowed * mib)
+    assert (found, length // block, vram.run // block) == wanted
+    assert vram.projected <= vram.allowed

@@ -4,7 +4,7 @@ Three references: rows that ``llama-quantize``'s library made (golden file), the
 installed, and the decoders of the gguf package.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,27 @@ from streammerge.formats import quants
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
+Encoder = Callable[[str, Floats, int, Floats | None], Bytes]  # type, values, row, weights
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden" / "ggml_quants.npz"
 ROW = 512
 
 
-def check_golden(name: str) -> None:
+def encode(name: str, values: Floats, row: int, weights: Floats | None) -> Bytes:
+    """Blocks into an array that was not zero before and has a byte too many on either side, which must stay."""
+    quant = quants.QUANTS[name]
+    guarded = np.full(values.size // quant.block * quant.nbytes + 2, 0xA5, np.uint8)
+    quants.encode(name, values, row, weights, guarded[1:-1])
+    assert guarded[0] == guarded[-1] == 0xA5
+    return guarded[1:-1]
+
+
+def check_golden(name: str, encoder: Encoder = encode) -> None:
     """The rows of the golden file, without and with their imatrix."""
     with np.load(GOLDEN) as golden:
         values, importance = golden["x"], golden["imatrix"]
         for key, weights in (("q", None), ("qi", importance)):
-            found = encode(name, values.ravel(), values.shape[1], weights)
+            found = encoder(name, values.ravel(), values.shape[1], weights)
             _same_blocks(name, f"golden {key}", golden[f"{key}.{name}"].ravel(), found)
 
 
@@ -46,7 +56,19 @@ def check_against_library(name: str, blocks: int = 100_000) -> None:
             _same_blocks(name, f"{kind}, imatrix {importance}", wanted, encode(name, values, ROW, weights))
 
 
-def check_row_lengths(name: str) -> None:
+def check_against_compiled(name: str, encoder: Encoder, rows: int = 2) -> None:
+    """So many rows of every kind of data, hostile numbers too, with every kind of imatrix, as the compiled encoder
+    makes them."""
+    rng = np.random.default_rng(26)
+    kinds = [*data(rows * ROW, rng), *hostile_data(rows * ROW, rng)]
+    values = np.concatenate([kind for _, kind in kinds])
+    for importance, weights in [*importances(ROW, rng), *hostile_importances(ROW, rng)]:
+        wanted, found = (e(name, values, ROW, weights).reshape(len(kinds), -1) for e in (encode, encoder))
+        for (kind, _), a, b in zip(kinds, wanted, found):
+            _same_blocks(name, f"{kind}, imatrix {importance}", a, b)
+
+
+def check_row_lengths(name: str, encoder: Encoder = encode) -> None:
     """Rows of one block, of an odd number of blocks, and a number of blocks that fills no vector."""
     library = _library()
     quant = quants.QUANTS[name]
@@ -57,19 +79,19 @@ def check_row_lengths(name: str) -> None:
             for rows in (0, 1, 7):
                 part = values[: rows * row]
                 wanted = library.encode(name, part, row, weights)
-                _same_blocks(name, f"{rows} rows of {row}", wanted, encode(name, part, row, weights))
+                _same_blocks(name, f"{rows} rows of {row}", wanted, encoder(name, part, row, weights))
 
 
-def check_divisions(name: str) -> None:
+def check_divisions(name: str, encoder: Encoder = encode) -> None:
     """However rows are divided among calls and threads, the bytes are the same; arrays may be read-only."""
     block = quants.QUANTS[name].block
     rng = np.random.default_rng(24)
     values, weights = rng.standard_normal((37, 3 * block), np.float32), rng.random(3 * block, np.float32)
     values.flags.writeable = weights.flags.writeable = False
-    whole = encode(name, values.ravel(), 3 * block, weights)
+    whole = encoder(name, values.ravel(), 3 * block, weights)
     cuts = [(0, 1), (1, 3), (3, 20), (20, 37)]
     with ThreadPoolExecutor() as pool:
-        parts = pool.map(lambda cut: encode(name, values[slice(*cut)].ravel(), 3 * block, weights), cuts)
+        parts = pool.map(lambda cut: encoder(name, values[slice(*cut)].ravel(), 3 * block, weights), cuts)
     _same_blocks(name, "divided", whole, np.concatenate(list(parts)))
 
 
@@ -119,15 +141,6 @@ def check_values(name: str, values: Floats) -> None:
     block = quants.QUANTS[name].block
     wanted = _library().encode(name, values, block, None)
     _same_blocks(name, "given values", wanted, encode(name, values, block, None))
-
-
-def encode(name: str, values: Floats, row: int, weights: Floats | None) -> Bytes:
-    """Blocks into an array that was not zero before and has a byte too many on either side, which must stay."""
-    quant = quants.QUANTS[name]
-    guarded = np.full(values.size // quant.block * quant.nbytes + 2, 0xA5, np.uint8)
-    quants.encode(name, values, row, weights, guarded[1:-1])
-    assert guarded[0] == guarded[-1] == 0xA5
-    return guarded[1:-1]
 
 
 def data(count: int, rng: np.random.Generator) -> Iterator[tuple[str, Floats]]:
@@ -187,6 +200,49 @@ def importances(row: int, rng: np.random.Generator) -> Iterator[tuple[str, Float
     yield "mostly zero", np.where(rng.random(row) < 0.1, uniform, np.float32(0))
     yield "tiny", uniform * np.float32(1e-20)
     yield "huge", uniform * np.float32(1e15)
+
+
+def hostile_data(count: int, rng: np.random.Generator) -> Iterator[tuple[str, Floats]]:
+    """Finite numbers whose sums and scales overflow or vanish."""
+    largest = float(np.finfo(np.float32).max)
+    for scale in (1e38, 1e30, 1e10):
+        yield f"{scale:g}", (rng.standard_normal(count) * scale).clip(-largest, largest).astype(np.float32)
+    yield "subnormal", rng.integers(0, 2**23, count, dtype=np.uint32).view(np.float32)
+    ends = np.array([largest, -largest, 1e-38, 1e-45, -1e-45, 0, -0.0], np.float32)
+    yield "ends", rng.choice(ends, count)
+    yield "constant ends", np.repeat(rng.choice(ends, count // 32), 32)
+    yield "one end", np.where(rng.random(count) < 0.01, rng.choice(ends, count), rng.standard_normal(count, np.float32))
+
+
+def hostile_importances(row: int, rng: np.random.Generator) -> Iterator[tuple[str, Floats]]:
+    """Finite numbers with which sums overflow or vanish."""
+    for scale in (3e38, 1e30, 1e-44):
+        yield f"{scale:g}", (rng.random(row) * scale).astype(np.float32)
+    yield "one huge", np.where(rng.random(row) < 0.01, 3e38, 1).astype(np.float32)
+
+
+def beside_middles_of_mxfp4() -> Floats:
+    """Blocks of MXFP4 at every scale, of the middles between two of its numbers and what is beside them."""
+    rng = np.random.default_rng(0)
+    middles = np.array([0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6], np.float32)
+    chosen = middles[rng.integers(0, middles.size, (276, 40, 32))]
+    beside = np.nextafter(chosen, np.float32(1) * rng.choice([0, 9], chosen.shape).astype(np.float32))
+    values = np.where(rng.random(chosen.shape) < 0.3, chosen, beside) * rng.choice([-1, 1], chosen.shape)
+    with np.errstate(under="ignore"):
+        scaled: Floats = np.ldexp(values, np.arange(-150, 126)[:, None, None]).astype(np.float32)
+    return scaled.ravel()
+
+
+def peaks_beside_powers_of_two() -> Floats:
+    """Blocks of 32 with one element that is not 0: each number just below and above each power of two."""
+    exponents = np.arange(256, dtype=np.uint32)[:, None] << 23
+    mantissas = np.concatenate([np.arange(3), np.arange(2**23 - 300, 2**23)]).astype(np.uint32)
+    subnormals = [np.arange(max(1, 2**k - 80), 2**k + 3, dtype=np.uint32) for k in range(24)]
+    patterns = np.concatenate([(exponents | mantissas).ravel(), *subnormals])
+    peaks = patterns[patterns <= 0x7F800000].view(np.float32)
+    values = np.zeros((peaks.size, 32), np.float32)
+    values[:, 5] = peaks
+    return values.ravel()
 
 
 def _same_blocks(name: str, what: str, wanted: Bytes, found: Bytes) -> None:

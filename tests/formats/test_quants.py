@@ -78,25 +78,11 @@ def test_no_rounding_moves_the_limits_between_codes():
 
 
 def test_numbers_beside_the_middles_of_mxfp4_at_every_scale():
-    rng = np.random.default_rng(0)
-    middles = np.array([0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6], np.float32)
-    chosen = middles[rng.integers(0, middles.size, (276, 40, 32))]
-    beside = np.nextafter(chosen, np.float32(1) * rng.choice([0, 9], chosen.shape).astype(np.float32))
-    values = np.where(rng.random(chosen.shape) < 0.3, chosen, beside) * rng.choice([-1, 1], chosen.shape)
-    with np.errstate(under="ignore"):
-        scaled = np.ldexp(values, np.arange(-150, 126)[:, None, None]).astype(np.float32)
-    quant_checks.check_values("MXFP4", scaled.ravel())
+    quant_checks.check_values("MXFP4", quant_checks.beside_middles_of_mxfp4())
 
 
 def test_exponent_of_mxfp4_beside_every_power_of_two():
-    exponents = np.arange(256, dtype=np.uint32)[:, None] << 23
-    mantissas = np.concatenate([np.arange(3), np.arange(2**23 - 300, 2**23)]).astype(np.uint32)
-    subnormals = [np.arange(max(1, 2**k - 80), 2**k + 3, dtype=np.uint32) for k in range(24)]
-    patterns = np.concatenate([(exponents | mantissas).ravel(), *subnormals])
-    peaks = patterns[patterns <= 0x7F800000].view(np.float32)
-    values = np.zeros((peaks.size, 32), np.float32)
-    values[:, 5] = peaks
-    quant_checks.check_values("MXFP4", values.ravel())
+    quant_checks.check_values("MXFP4", quant_checks.peaks_beside_powers_of_two())
 
 
 @pytest.mark.parametrize("quant", quants.QUANTS.values(), ids=lambda quant: quant.name)

@@ -402,7 +402,6 @@ def changed(models, tmp_path, file, change):
         {"rope_scaling": {"rope_type": "llama3", "low_freq_factor": 4, "high_freq_factor": 4}},
         {"max_position_embeddings": 2**40},
     ],
-    ids=str,
 )  # fmt: skip
 def test_a_config_that_is_nonsense_or_not_the_weights_is_refused(models, tmp_path, change):
     base = changed(models, tmp_path, "config.json", lambda config: config.update(change))
@@ -433,7 +432,6 @@ def _set(*path):
                                 "pair": [{"Sequence": None}] * 3}),
         _set("normalizer", {"type": "Sequence", "normalizers": [1]}),
     ],
-    ids=str,
 )  # fmt: skip
 def test_a_tokenizer_that_is_nonsense_is_refused(models, tmp_path, change):
     base = changed(models, tmp_path, "tokenizer.json", change)
