@@ -151,7 +151,7 @@ class Worker:
             return False
         dtypes = [self._models[model].tensors[job.name].dtype for model in job.models(len(self._models))]
         packed = self._packed[: (task.stop - task.start) * DTYPES[job.dtype].itemsize if measure is None else 0]
-        index = slice(task.first_block, task.first_block - (task.start - task.stop) // BLOCK)
+        index = slice(task.first_block, task.first_block + -(-(task.stop - task.start) // BLOCK))
         block = Block(job.name, index, task.start, raws[0], raws[1:], packed, self._tally(job))
         stored, before = Stored(block, (*dtypes, job.dtype)), self._found.tally.copy()
         if measure is None:
