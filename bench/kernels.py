@@ -20,9 +20,9 @@ from bench.process import BenchError
 from bench.results import Cell, Result, Table
 from streammerge.formats import codecs
 from streammerge.formats.dtypes import DTYPES
-from streammerge.kernels.bfloat16 import Stored
-from streammerge.kernels.contract import BLOCK, MAX_STORED_AGENTS, Block, Kernels
+from streammerge.kernels.contract import BLOCK, Block, Kernels
 from streammerge.kernels.load import load_cpu
+from streammerge.kernels.stored import Stored
 from streammerge.methods import build_method
 
 AGENTS = (1, 3, 8, 16)
@@ -47,8 +47,7 @@ def bench_kernels(seconds: float) -> Result:
 _NOTES = (
     "G elements/s: billions of output elements by second, the median of five samples; N is the number of agents. One "
     "core: by the processor time of the thread; two threads: by the clock.",
-    "chain: for each block decode base and agents from bf16, blend, encode to bf16, with the executor's calls; ram and "
-    "ram+ of up to four agents take bf16 as it is stored.",
+    "chain: for each block decode base and agents from bf16, blend, encode to bf16, with the executor's calls.",
     "Before they were timed, the chains of ram and ramplus_tl were compared with plain numpy, and the codecs went "
     "there and back.",
     "two threads: both together, each with blocks of its own.",
@@ -117,35 +116,28 @@ class Data:
 
 
 class Chain:
-    """Decode, blend, encode of one block with buffers of its own, as one worker of the executor does it."""
+    """One block with buffers of its own from bytes to bytes, as one worker of the executor does it."""
 
     def __init__(self, method: str, agents: int) -> None:
         self.data = Data(agents)
         self._raws = [bits.view(np.uint8) for bits in self.data.bits]
-        self._base, self._out = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-        self._agents = np.empty((agents, BLOCK), np.float32)
         self.packed = np.empty(2 * BLOCK, np.uint8)
         self._tally = np.zeros((agents, 2), np.int64)
-        self._kernels, self._method = load_cpu(), build_method(method, {}, agents)
+        self._method = build_method(method, {}, agents)
         self._state = np.full((agents, 2), [1000, 500], np.int64)  # of methods that count before they blend
 
     def __call__(self) -> None:
         """One block."""
-        if self._method.stored and len(self._agents) <= MAX_STORED_AGENTS:
-            base, *agents = self.data.bits
-            block = Block("weight", 0, 0, base, agents, self.packed.view(np.uint16), self._tally)
-            self._method.blend(cast(Kernels, Stored()), block, self._state)
-            return
-        for raw, row in zip(self._raws, [self._base, *self._agents], strict=True):
-            codecs.decode("BF16", raw, row)
-        block = Block("weight", 0, 0, self._base, self._agents, self._out, self._tally)
-        self._method.blend(self._kernels, block, self._state)
-        codecs.encode("BF16", self._out, self.packed)
+        base, *agents = self._raws
+        block = Block("weight", 0, 0, base, agents, self.packed, self._tally)
+        stored = Stored(block, ["BF16"] * (len(agents) + 2))
+        self._method.blend(cast(Kernels, stored), block, self._state)
+        stored.run()
 
     def check(self, *, divide_first: bool) -> None:
         """Raises BenchError if ram or ramplus_tl gave wrong bits."""
         self()
-        scales = np.ones(len(self._agents), np.float32)
+        scales = np.ones(len(self._tally), np.float32)
         if divide_first:  # 500 shared and 500 unique: a ratio of 1, clipped to 0.2, times 0.1
             scales[:] = np.float32(1) + np.float32(0.1) * np.float32(0.2)
         wanted = blend(self.data.bits[0], self.data.bits[1:], scales, divide_first=divide_first)

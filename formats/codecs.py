@@ -15,13 +15,16 @@ loops. Nothing but F64 depends on how the processor treats subnormal float32 val
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
 
 import numpy as np
+from numba import carray, types  # type: ignore[attr-defined]
 from numpy import float32, float64, int32, uint8, uint16, uint32, uint64
 from numpy.typing import NDArray
 
 from .errors import FormatError
-from .jit import inline, jit
+from .jit import inline, intrinsic, jit
 
 SIGN = uint32(0x8000_0000)
 MAGNITUDE = uint32(0x7FFF_FFFF)
@@ -158,12 +161,16 @@ def _encode_f16(values: NDArray[uint32], out: NDArray[uint16]) -> bool:
 @jit("boolean(Array(uint32, 1, 'C', True), uint16[::1])")
 def _encode_bf16(values: NDArray[uint32], out: NDArray[uint16]) -> bool:
     largest = uint32(0)
+    for i in range(out.size):  # right for all but NaN
+        out[i] = uint16(_round(values[i], 16))
+        largest = max(largest, uint32(values[i] & MAGNITUDE))
+    if largest <= INFINITY:
+        return bool(_round(largest, 16) >= uint32(0x7F80))
     for i in range(out.size):
         magnitude = uint32(values[i] & MAGNITUDE)
         code = _keep_nan(_round(magnitude, 16), magnitude, 7, 0x7F80)
         out[i] = uint16(uint32(uint32(values[i] & SIGN) >> uint32(16)) | code)
-        largest = max(largest, code)
-    return bool(largest >= uint32(0x7F80))
+    return True
 
 
 @jit("boolean(Array(uint32, 1, 'C', True), uint8[::1])")
@@ -202,6 +209,66 @@ def _keep_base(values: NDArray[uint32], base: NDArray[uint32], raw: NDArray[uint
     for i in range(out.size):
         ours, theirs = out[i], raw[i]  # loaded on both sides of the select, or the loop does not vectorize
         out[i] = theirs if values[i] == base[i] else ours
+
+
+# --- for code that is compiled ---------------------------------------------------------------------------------------
+
+
+class Type(IntEnum):
+    """The element types by number."""
+
+    F64 = 0
+    F32 = 1
+    F16 = 2
+    BF16 = 3
+    F8_E4M3 = 4
+    F8_E5M2 = 5
+
+
+@intrinsic
+def _pointer(typing: Any, address: Any, element: Any) -> Any:
+    """To elements of an unsigned type that lie at an address."""
+    pointer: Any = types.CPointer(element.instance_type)  # type: ignore[no-untyped-call]
+
+    def build(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        return builder.inttoptr(values[0], context.get_value_type(pointer))
+
+    return pointer(types.uint64, element), build
+
+
+@jit("boolean(int64, uint64, uint32[::1])")
+def decode_at(kind: int, address: uint64, out: NDArray[uint32]) -> bool:
+    """As many elements of a ``Type`` as ``out`` has from an address to float32 bits; whether any is infinite or NaN."""
+    if kind == Type.BF16:
+        return _decode_bf16(carray(_pointer(address, uint16), out.size), out)
+    if kind == Type.F16:
+        return _decode_f16(carray(_pointer(address, uint16), out.size), out)
+    if kind == Type.F32:
+        return _copy_f32(carray(_pointer(address, uint32), out.size), out)
+    if kind == Type.F64:
+        return _decode_f64(carray(_pointer(address, uint64), out.size), out)
+    if kind == Type.F8_E4M3:
+        return _decode_e4m3(carray(_pointer(address, uint8), out.size), out)
+    return _decode_e5m2(carray(_pointer(address, uint8), out.size), out)
+
+
+@jit("boolean(int64, Array(uint32, 1, 'C', True), uint64)")
+def encode_at(kind: int, values: NDArray[uint32], address: uint64) -> bool:
+    """float32 bits to elements of a ``Type`` at an address; whether any is infinite or NaN then."""
+    if kind == Type.BF16:
+        return _encode_bf16(values, carray(_pointer(address, uint16), values.size))
+    if kind == Type.F16:
+        return _encode_f16(values, carray(_pointer(address, uint16), values.size))
+    if kind == Type.F32:
+        return _copy_f32(values, carray(_pointer(address, uint32), values.size))
+    if kind == Type.F64:
+        return _encode_f64(values, carray(_pointer(address, uint64), values.size))
+    if kind == Type.F8_E4M3:
+        return _encode_e4m3(values, carray(_pointer(address, uint8), values.size))
+    return _encode_e5m2(values, carray(_pointer(address, uint8), values.size))
+
+
+# --- for Python ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

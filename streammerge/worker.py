@@ -15,8 +15,8 @@ from .formats import codecs
 from .formats.contract import Bytes, Reader, Sink
 from .formats.dtypes import DTYPES
 from .jobs import TensorJob
-from .kernels.bfloat16 import Stored
-from .kernels.contract import BLOCK, MAX_STORED_AGENTS, Block, Kernels
+from .kernels.contract import BLOCK, Block, Kernels
+from .kernels.stored import Stored
 from .ledger import Outcome
 from .methods.base import Measure
 from .planning import Plan
@@ -131,14 +131,8 @@ class Worker:
         measuring = plan.measuring(job, measure)
         blocks = -(-(task.stop - task.start) // BLOCK)
         numbers = None if measuring is None else storage(measuring, blocks, len(plan.agents))
-        for offset in range(0, task.stop - task.start, BLOCK):
-            count = min(BLOCK, task.stop - task.start - offset)
-            if measure is None:
-                self._blend(task, raws, offset, count, None if numbers is None else numbers[offset // BLOCK])
-            else:
-                assert numbers is not None
-                target = numbers if measure.kind == "counts" else numbers[offset // BLOCK]
-                self._measure(task, measure, raws, offset, count, target)
+        if (measuring is not None and not measuring.stored) or not self._as_stored(task, raws, measure, numbers):
+            self._in_float32(task, raws, measure, numbers)
         return numbers, None if measure is not None else self._encoded(task, self._packed)
 
     def _encoded(self, task: Task, packed: Bytes) -> Bytes:
@@ -147,54 +141,60 @@ class Worker:
         packed = packed[: (task.stop - task.start) * DTYPES[job.dtype].itemsize]
         return packed if self._encoder is None else self._encoder.encode(job, task.start, task.stop, packed)
 
-    def _blend(self, task: Task, raws: Sequence[Bytes], offset: int, count: int, row: NDArray[Any] | None) -> None:
+    def _as_stored(
+        self, task: Task, raws: Sequence[Bytes], measure: Measure | None, numbers: NDArray[Any] | None
+    ) -> bool:
+        """The whole chunk in one go, tile by tile. False, and nothing done, if it is to be done over float32: where
+        something is not finite, which is counted and named there, and where float64 may keep the base's bits."""
+        running, job = task.running, task.running.job
+        if measure is None and job.dtype == "F64":
+            return False
+        dtypes = [self._models[model].tensors[job.name].dtype for model in job.models(len(self._models))]
+        packed = self._packed[: (task.stop - task.start) * DTYPES[job.dtype].itemsize if measure is None else 0]
+        index = slice(task.first_block, task.first_block + -(-(task.stop - task.start) // BLOCK))
+        block = Block(job.name, index, task.start, raws[0], raws[1:], packed, self._tally(job))
+        stored, before = Stored(block, (*dtypes, job.dtype)), self._found.tally.copy()
+        if measure is None:
+            self._plan.method_of(job).blend(cast(Kernels, stored), block, running.state)
+        else:
+            assert numbers is not None
+            target = numbers if measure.kind == "counts" else np.moveaxis(numbers, 0, -1)
+            measure.block(cast(Kernels, stored), block, running.state, target)
+        if stored.run():
+            return True
+        self._found.tally[:] = before
+        if numbers is not None:
+            numbers[:] = 0
+        return False
+
+    def _in_float32(
+        self, task: Task, raws: Sequence[Bytes], measure: Measure | None, numbers: NDArray[Any] | None
+    ) -> None:
+        """The chunk block by block, each of them decoded as a whole."""
+        for offset in range(0, task.stop - task.start, BLOCK):
+            block = self._decode(task, raws, offset, min(BLOCK, task.stop - task.start - offset))
+            if measure is None:
+                self._blend(task, block, raws[0], offset, None if numbers is None else numbers[offset // BLOCK])
+            else:
+                assert numbers is not None
+                target = numbers if measure.kind == "counts" else numbers[offset // BLOCK]
+                measure.block(self._kernels, block, task.running.state, target)
+
+    def _blend(self, task: Task, block: Block, base_raw: Bytes, offset: int, row: NDArray[Any] | None) -> None:
         """One block of the result, encoded into its place among the packed bytes of the chunk. It is observed into
         ``row``, if there is one, before the method makes its own use of it."""
-        running, job, method = task.running, task.running.job, self._plan.method_of(task.running.job)
-        block = self._stored(task, raws, offset, count) if row is None else None
-        if block is not None:
-            before = self._found.tally.copy()
-            stored = Stored()
-            method.blend(cast(Kernels, stored), block, running.state)
-            if stored.finite:
-                return
-            self._found.tally[:] = before  # over float32 once more, where what is not finite is counted and named
-        block = self._decode(task, raws, offset, count)
+        job = task.running.job
         if row is not None and self._plan.observer is not None:
             self._plan.observer.block(self._kernels, block, None, row)
-        method.blend(self._kernels, block, running.state)
-        self._encode(job, block, raws[0], offset)
-
-    def _measure(
-        self, task: Task, measure: Measure, raws: Sequence[Bytes], offset: int, count: int, out: NDArray[Any]
-    ) -> None:
-        """Add the numbers of one block to ``out``."""
-        state = task.running.state
-        block = self._stored(task, raws, offset, count)
-        if block is not None:
-            before = out.copy()
-            stored = Stored()
-            measure.block(cast(Kernels, stored), block, state, out)
-            if stored.finite:
-                return
-            out[:] = before
-        measure.block(self._kernels, self._decode(task, raws, offset, count), state, out)
-
-    def _stored(self, task: Task, raws: Sequence[Bytes], offset: int, count: int) -> Block | None:
-        """One block of every model in bfloat16 as stored, if the method takes it so."""
-        job = task.running.job
-        if not (self._plan.method.stored and len(raws) <= 1 + MAX_STORED_AGENTS and job.dtype == "BF16"):
-            return None
-        if any(model.tensors[job.name].dtype != "BF16" for model in self._models):
-            return None
-        base, *agents = (raw[2 * offset : 2 * (offset + count)].view(np.uint16) for raw in raws)
-        out = self._packed[2 * offset : 2 * (offset + count)].view(np.uint16)
-        return self._block(task, offset, base, agents, out)
+        self._plan.method_of(job).blend(self._kernels, block, task.running.state)
+        self._encode(job, block, base_raw, offset)
 
     def _block(self, task: Task, offset: int, base: Any, agents: Any, out: Any) -> Block:
-        job = task.running.job
-        tally = self._found.tally if job.counted else self._unused
+        job, tally = task.running.job, self._tally(task.running.job)
         return Block(job.name, task.first_block + offset // BLOCK, task.start + offset, base, agents, out, tally)
+
+    def _tally(self, job: TensorJob) -> NDArray[np.int64]:
+        return self._found.tally if job.counted else self._unused
 
     def _decode(self, task: Task, raws: Sequence[Bytes], offset: int, count: int) -> Block:
         """One block of every model that is read as float32, the first as the base. Non-finite inputs are counted in the

@@ -8,7 +8,6 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from streammerge.kernels.bfloat16 import Stored
 from streammerge.kernels.load import load_cpu
 from tests import oracle
 from tests.checks import check_same_bits, check_same_numbers
@@ -434,67 +433,3 @@ def test_observe(kernels, agents, length, epsilon):
         both = changed[i] & changed[k]
         same = both & (np.sign(deltas[i]) == np.sign(deltas[k]))
         assert found.tolist() == [both.sum(), same.sum(), folded(wide[i] * wide[k])]
-
-
-# --- bfloat16 as stored ----------------------------------------------------------------------------------------------
-
-
-def stored_block(seed, agents, length):
-    """Finite bfloat16 patterns of every size: zeros of both signs, subnormals, values that overflow when added."""
-    rng = np.random.default_rng(seed)
-    base = rng.integers(0, 1 << 16, length, np.uint16)
-    base[(base & 0x7F80) == 0x7F80] &= 0x3FFF
-    near = (base[None] + rng.integers(-2, 3, (agents, length))).astype(np.uint16)
-    far = rng.permutation(base)[None] ^ rng.integers(0, 2, (agents, length)).astype(np.uint16)
-    rows = np.where(rng.random((agents, length)) < 0.5, base[None], np.where(rng.random((1, length)) < 0.9, near, far))
-    rows[(rows & 0x7F80) == 0x7F80] &= 0x3FFF
-    return base, [np.ascontiguousarray(row) for row in rows]
-
-
-def widened(codes):
-    return (np.asarray(codes).astype(np.uint32) << 16).view(np.float32)
-
-
-@pytest.mark.parametrize("epsilon", [0.0, 1e-5, 1e30])
-@pytest.mark.parametrize("agents", [1, 2, 3, 4])
-def test_blocks_as_stored_give_what_decoding_computing_and_encoding_give(cpu, agents, epsilon):
-    import ml_dtypes
-
-    base, rows = stored_block(agents, agents, 70_001)
-    scales = np.linspace(1.0, 1.07, agents, dtype=np.float32)
-    out, tally = np.empty_like(base), np.ones((agents, 2), np.int64)
-    stored = Stored()
-    stored.ram(base, rows, epsilon, scales, out, tally)
-    values, wanted_tally = np.empty(base.size, np.float32), np.ones((agents, 2), np.int64)
-    cpu.ram(widened(base), widened(np.stack(rows)), np.float32(epsilon), scales, values, wanted_tally)
-    np.testing.assert_array_equal(out, values.astype(ml_dtypes.bfloat16).view(np.uint16))
-    np.testing.assert_array_equal(tally, wanted_tally)
-
-    counted = np.ones((agents, 2), np.int64)
-    stored.count_changes(base, rows, epsilon, counted)
-    np.testing.assert_array_equal(counted, wanted_tally)
-
-
-@pytest.mark.parametrize("primitive", ["ram", "count_changes"])
-@pytest.mark.parametrize("value", [0x7F80, 0xFF80, 0x7FC1, 0x7F7F, 0xFF7F])
-@pytest.mark.parametrize("where", [0, 1, 3])
-def test_blocks_as_stored_say_whether_all_was_finite(primitive, value, where):
-    """Infinities and NaN anywhere, and deltas that overflow: from the largest number to its negative."""
-    base = np.full(1000, 0x3F80, np.uint16)
-    rows = [base.copy() for _ in range(3)]
-    stored = Stored()
-
-    def call():
-        tally, out = np.zeros((3, 2), np.int64), np.empty_like(base)
-        rest = (np.ones(3, np.float32), out, tally) if primitive == "ram" else (tally,)
-        getattr(stored, primitive)(base, rows, np.float32(1e-5), *rest)
-
-    call()
-    assert stored.finite
-    finite = value & 0x7F80 != 0x7F80
-    if finite:
-        base[777] = value ^ 0x8000
-    for changed in (base, *rows) if where == 0 and finite else ((base, *rows)[where],):
-        changed[777] = value
-    call()
-    assert stored.finite == (finite and where == 0)

@@ -78,6 +78,7 @@ class Observe(Measure):
     title = "comparing base and agents"
     kind = "sums"
     keeps = True
+    stored = False
 
     def shape(self, agents: int) -> tuple[int, ...]:
         """One row."""

@@ -25,9 +25,6 @@ import numpy as np
 BLOCK = 65_536
 TILE = 1024
 
-# Blocks of bfloat16 as stored have at most this many agents: as many as fit in the registers of a processor.
-MAX_STORED_AGENTS = 4
-
 # Of each run of 8,192 elements the first 32 are looked at for repetitions: as many as quantized formats scale together.
 SAMPLE, SAMPLED_RUN = 32, 8_192
 
@@ -38,12 +35,12 @@ Scalar = float | np.float32
 
 @dataclass(slots=True)
 class Block:
-    """One block of one tensor, in float32, or in bfloat16 as stored.
+    """One block of one tensor, in float32 or as stored.
 
     ``base`` (n), ``agents`` (agents x n) and ``out`` (n) are workspace; ``Kernels`` says what overwrites them. As
-    stored, they are uint16, ``base`` and ``agents`` (a sequence of rows) are read-only, and the primitives are those of
-    ``bfloat16.Stored``: where all is finite, the result is what decoding, computing in float32 and encoding would give,
-    bit for bit.
+    stored, they are bytes, ``agents`` is a sequence of rows, and the primitives are those of ``stored.Stored``: the
+    result is what decoding, computing in float32 and encoding would give, bit for bit. So a method gives primitives
+    these arrays, its parameters, and what it counts in, nothing else.
     ``index`` is the block's number in its tensor (a slice for several), ``start`` its first element's flat index.
     ``tally`` (agents x 2, int64) adds up changed and unique weights where a method counts them.
     """

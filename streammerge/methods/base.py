@@ -36,12 +36,14 @@ class Measure:
 
     ``kind`` says how blocks come together: ``counts`` are integers, added up in any order; ``sums`` are float64,
     one row a block, put together by ``combine`` along a fixed tree; ``blocks`` keeps an integer row for each block.
-    ``keeps``: whether what is known of every tensor is kept to the end of the run.
+    ``keeps``: whether what is known of every tensor is kept to the end of the run. ``stored``: whether ``block`` takes
+    blocks as stored, several at once.
     """
 
     title: ClassVar[str]
     kind: ClassVar[Literal["counts", "sums", "blocks"]] = "counts"
     keeps: ClassVar[bool] = False
+    stored: ClassVar[bool] = True
 
     def shape(self, agents: int) -> tuple[int, ...]:
         """Shape of what ``block`` fills."""
@@ -156,7 +158,6 @@ class Method:
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
     scope: ClassVar[Literal["tensor", "model"]] = "tensor"  # what its measure passes go over
     uses_base: ClassVar[bool] = True  # False: the base gives names and copied tensors only
-    stored: ClassVar[bool] = False  # whether all its primitives take bfloat16 as stored
     tallies: ClassVar[bool] = False  # whether its blend counts changed and unique weights
     min_agents: ClassVar[int] = 1
     max_agents: ClassVar[int] = 32
@@ -211,4 +212,4 @@ class Method:
 
 def for_agents(value: PerAgent, agents: int) -> NDArray[np.float32]:
     """A per-agent parameter as float32, one value for each agent."""
-    return np.broadcast_to(np.asarray(value, np.float32), agents).copy()
+    return np.full(agents, value, np.float32)

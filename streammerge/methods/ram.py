@@ -22,7 +22,6 @@ class Ram(Method):
     title = "Reinforced Agent Merging"
     paper = "arXiv:2601.13572"
     tallies = True
-    stored = True
 
     epsilon: float = parameter(1e-5, "a weight counts as changed if |agent - base| exceeds this", low=0)
 

@@ -68,7 +68,6 @@ class RamPlus(OverlapScaled):
     paper = "arXiv:2601.13572"
     presets = {"paper": {"r": 0.1, "alpha": 0.2}, "authors": {"r": 0.05, "alpha": 1.0}}
     scope = "model"
-    stored = True
 
     def scales(self, counts: NDArray[np.int64]) -> NDArray[np.float32]:
         """lambda_i for counts (agents, 2) of changed and unique weights: float64, then rounded to float32."""
