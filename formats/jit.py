@@ -84,4 +84,4 @@ def jit(signature: str) -> Callable[[F], F]:
 
 def inline(function: F) -> F:
     """A helper that is compiled into its callers."""
-    return cast(F, numba.njit(nogil=True, error_model="numpy")(function))
+    return cast(F, numba.njit(nogil=True, error_model="numpy", forceinline=True)(function))

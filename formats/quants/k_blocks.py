@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..jit import inline
 from .contract import Bytes, Values
 from .lanes import LANES, Floats, IntRows, Ints, Rows, root, splat
-from .memory import load, store, transpose
+from .memory import copy_bytes, load, store, transpose
 from .rounding import ZERO
 
 BLOCK = 256
@@ -104,9 +104,7 @@ def scatter(s: Scratch, out: Bytes, first: int, blocks: int, size: int) -> None:
         transpose(s.words, s.starts, word * LANES, s.lanes, word, _WORDS)
     raw = s.lanes.view(np.uint8)
     for lane in range(min(LANES, blocks - first)):
-        start = (first + lane) * size
-        for i in range(size):
-            out[start + i] = raw[lane, i]
+        copy_bytes(raw, lane * 4 * _WORDS, out, (first + lane) * size, size)
 
 
 @inline

@@ -4,6 +4,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
 from .lanes import I32, LANES, LLVM, Vector, vector_intrinsic
 
@@ -94,6 +95,22 @@ def get_bytes(typing: Any, raw: Any, at: Any) -> Any:
         return builder.zext(builder.load(_place(context, builder, sig, values), align=1), LLVM[I32])
 
     return I32(raw, at), build
+
+
+@vector_intrinsic
+def copy_bytes(typing: Any, source: Any, start: Any, target: Any, at: Any, count: Any) -> Any:
+    """``count`` bytes from place ``start`` of one array to place ``at`` of another."""
+
+    def build(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        places = []
+        for i in (0, 2):
+            data = context.make_array(sig.args[i])(context, builder, values[i]).data
+            places.append(builder.gep(data, [context.cast(builder, values[i + 1], sig.args[i + 1], types.intp)]))
+        count = context.cast(builder, values[4], sig.args[4], types.intp)
+        cgutils.raw_memcpy(builder, places[1], places[0], count, 1)
+        return context.get_dummy_value()
+
+    return types.void(source, start, target, at, count), build
 
 
 @vector_intrinsic
