@@ -29,8 +29,8 @@ class Scratch(NamedTuple):
 
     x: Rows  # 256 elements
     importance: Rows  # of the 256 columns
-    weights: Rows  # of one sub-block
-    codes: Rows  # of one sub-block, or something else for each of its elements, during its search
+    weights: Rows  # of one sub-block, or of two
+    codes: Rows  # of one or two sub-blocks, or something else for each of its elements, during its search
     kept: Rows  # 256 codes of a search that cannot make them again
     scales: Rows
     minima: Rows
@@ -67,8 +67,8 @@ def new_scratch() -> Scratch:
     return Scratch(
         x=rows(BLOCK),
         importance=rows(BLOCK),
-        weights=rows(32),
-        codes=rows(32),
+        weights=rows(64),
+        codes=rows(64),
         kept=rows(BLOCK),
         scales=rows(16),
         minima=rows(16),
@@ -126,13 +126,13 @@ def sum_of_squares(x: Rows, first: int, count: int) -> Floats:
 
 
 @inline
-def weigh_by_importance(s: Scratch, sub: int, count: int, variance: Floats) -> None:
-    """Weights of one sub-block and their sum, with an importance matrix."""
+def weigh_by_importance(s: Scratch, sub: int, count: int, variance: Floats, first: int) -> None:
+    """Weights of one sub-block, to the rows from ``first`` on, and their sum, with an importance matrix."""
     total = splat(ZERO)
     for i in range(count):
         value = load(s.x, sub * count + i)
         weight = load(s.importance, sub * count + i) * root(variance + value * value)
-        store(s.weights, i, weight)
+        store(s.weights, first + i, weight)
         total = total + weight
     store(s.sums, sub, total)
 

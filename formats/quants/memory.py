@@ -6,7 +6,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from .lanes import I32, LANES, LLVM, Vector, vector_intrinsic
+from ..jit import inline
+from .lanes import I32, LANES, LLVM, Floats, Rows, Vector, early_half, joined, late_half, vector_intrinsic
 
 _BYTES = ir.VectorType(ir.IntType(8), LANES)
 
@@ -38,6 +39,19 @@ def store(typing: Any, array: Any, row: Any, vector: Any) -> Any:
         return context.get_dummy_value()
 
     return (types.void(array, row, vector), build) if vector == Vector(array.dtype) else None
+
+
+@inline
+def load_pair(array: Rows, row: int, span: int) -> Floats:
+    """A row and the one ``span`` rows after it, as one vector."""
+    return joined(load(array, row), load(array, row + span))
+
+
+@inline
+def store_pair(array: Rows, row: int, span: int, pair: Floats) -> None:
+    """Put the halves of a vector into the same two rows."""
+    store(array, row, early_half(pair))
+    store(array, row + span, late_half(pair))
 
 
 def _exchange(builder: Any, rows: list[Any], span: int) -> None:
