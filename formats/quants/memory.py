@@ -7,7 +7,7 @@ from numba import types
 from numba.core import cgutils
 
 from ..jit import inline
-from .lanes import I32, LANES, LLVM, Floats, Rows, Vector, early_half, joined, late_half, vector_intrinsic
+from .lanes import I32, LANES, LLVM, IntRows, Rows, Vector, early_half, joined, late_half, vector_intrinsic
 
 _BYTES = ir.VectorType(ir.IntType(8), LANES)
 
@@ -42,13 +42,13 @@ def store(typing: Any, array: Any, row: Any, vector: Any) -> Any:
 
 
 @inline
-def load_pair(array: Rows, row: int, span: int) -> Floats:
+def load_pair(array: Rows | IntRows, row: int, span: int) -> Any:
     """A row and the one ``span`` rows after it, as one vector."""
     return joined(load(array, row), load(array, row + span))
 
 
 @inline
-def store_pair(array: Rows, row: int, span: int, pair: Floats) -> None:
+def store_pair(array: Rows | IntRows, row: int, span: int, pair: Any) -> None:
     """Put the halves of a vector into the same two rows."""
     store(array, row, early_half(pair))
     store(array, row + span, late_half(pair))

@@ -29,7 +29,7 @@ def nearest(v: Floats) -> Ints:
 
 @inline
 def nearest_float(v: Floats, low: np.float32, high: np.float32) -> Floats:
-    """``nearest_int`` clamped to ``low .. high``, as floats, where all ``abs(v) < TAME_BELOW``: four operations for six."""
+    """``nearest_int`` clamped to ``low .. high``, as floats, where all ``abs(v) < TAME_BELOW``: 4 operations, not 6."""
     rounded = (v + MAGIC) - MAGIC
     rounded = select(rounded > low, rounded, low)
     return select(rounded < high, rounded, high)
