@@ -121,7 +121,7 @@ def copy_bytes(typing: Any, source: Any, start: Any, target: Any, at: Any, count
             data = context.make_array(sig.args[i])(context, builder, values[i]).data
             places.append(builder.gep(data, [context.cast(builder, values[i + 1], sig.args[i + 1], types.intp)]))
         count = context.cast(builder, values[4], sig.args[4], types.intp)
-        cgutils.raw_memcpy(builder, places[1], places[0], count, 1)
+        cgutils.raw_memcpy(builder, places[1], places[0], count, 1)  # type: ignore[no-untyped-call]
         return context.get_dummy_value()
 
     return types.void(source, start, target, at, count), build
