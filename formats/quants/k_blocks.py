@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..jit import inline
 from .contract import Bytes, Values
 from .lanes import LANES, Floats, IntRows, Ints, Rows, root, splat
-from .memory import load, store, transpose
+from .memory import copy_bytes, load, store, transpose
 from .rounding import ZERO
 
 BLOCK = 256
@@ -29,8 +29,8 @@ class Scratch(NamedTuple):
 
     x: Rows  # 256 elements
     importance: Rows  # of the 256 columns
-    weights: Rows  # of one sub-block
-    codes: Rows  # of one sub-block, or something else for each of its elements, during its search
+    weights: Rows  # of one sub-block, or of two
+    codes: Rows  # of one or two sub-blocks, or something else for each of its elements, during its search
     kept: Rows  # 256 codes of a search that cannot make them again
     scales: Rows
     minima: Rows
@@ -67,8 +67,8 @@ def new_scratch() -> Scratch:
     return Scratch(
         x=rows(BLOCK),
         importance=rows(BLOCK),
-        weights=rows(32),
-        codes=rows(32),
+        weights=rows(64),
+        codes=rows(64),
         kept=rows(BLOCK),
         scales=rows(16),
         minima=rows(16),
@@ -104,9 +104,7 @@ def scatter(s: Scratch, out: Bytes, first: int, blocks: int, size: int) -> None:
         transpose(s.words, s.starts, word * LANES, s.lanes, word, _WORDS)
     raw = s.lanes.view(np.uint8)
     for lane in range(min(LANES, blocks - first)):
-        start = (first + lane) * size
-        for i in range(size):
-            out[start + i] = raw[lane, i]
+        copy_bytes(raw, lane * 4 * _WORDS, out, (first + lane) * size, size)
 
 
 @inline
@@ -128,13 +126,13 @@ def sum_of_squares(x: Rows, first: int, count: int) -> Floats:
 
 
 @inline
-def weigh_by_importance(s: Scratch, sub: int, count: int, variance: Floats) -> None:
-    """Weights of one sub-block and their sum, with an importance matrix."""
+def weigh_by_importance(s: Scratch, sub: int, count: int, variance: Floats, first: int) -> None:
+    """Weights of one sub-block, to the rows from ``first`` on, and their sum, with an importance matrix."""
     total = splat(ZERO)
     for i in range(count):
         value = load(s.x, sub * count + i)
         weight = load(s.importance, sub * count + i) * root(variance + value * value)
-        store(s.weights, i, weight)
+        store(s.weights, first + i, weight)
         total = total + weight
     store(s.sums, sub, total)
 

@@ -33,41 +33,44 @@ from .k_blocks import (
     weigh_by_importance,
 )
 from .lanes import LANES, Floats, IntRows, Ints, Rows, any_lane, magnitude, root, select, splat, to_float
-from .memory import get_bytes, load, store
+from .memory import get_bytes, load, store, store_pair
 from .rounding import ZERO, clamp, half, nearest
 from .search import asymmetric, asymmetric_codes, positive
 
 
 @inline
-def _weigh_by_size(s: Scratch, sub: int, count: int) -> None:
+def _weigh_by_size(s: Scratch, sub: int, count: int, first: int) -> None:
     """Weights of one sub-block without importance matrix: magnitude, in Q4_K and Q5_K plus the root mean square."""
     base = splat(ZERO)
     if count == 32:
         base = root(sum_of_squares(s.x, sub * count, count) / float32(32))
     for i in range(count):
-        store(s.weights, i, base + magnitude(load(s.x, sub * count + i)))
+        store(s.weights, first + i, base + magnitude(load(s.x, sub * count + i)))
 
 
 @inline
 def _fit_minima(s: Scratch, is_weighted: bool, count: int, top: int) -> None:
     """Scale and minimum of each sub-block."""
     variance = sum_of_squares(s.x, 0, BLOCK) * float32(1 if count == 16 else 2) / float32(BLOCK)
-    for sub in range(BLOCK // count):
-        if is_weighted:
-            weigh_by_importance(s, sub, count, variance)
-            begin, step, tries = float32(-0.9), float32(0.05), 36
-        else:
-            _weigh_by_size(s, sub, count)
-            step = float32(0.1)
-            begin, tries = (float32(-1), 20) if top == 15 else (float32(-0.5), 15)
-        is_absolute = count == 16 and not is_weighted
+    begin, step, tries = float32(-0.5), float32(0.1), 15
+    if is_weighted:
+        begin, step, tries = float32(-0.9), float32(0.05), 36
+    elif top == 15:
+        begin, step, tries = float32(-1), float32(0.1), 20
+    is_absolute = count == 16 and not is_weighted
+    for sub in range(0, BLOCK // count, 2):
+        for late in range(2):
+            if is_weighted:
+                weigh_by_importance(s, sub + late, count, variance, late * count)
+            else:
+                _weigh_by_size(s, sub + late, count, late * count)
         scale, minimum, inverse, low = asymmetric(
             s.x, s.weights, s.codes, sub * count, count, top, begin, step, tries, is_absolute
         )
-        store(s.scales, sub, scale)
-        store(s.minima, sub, minimum)
-        store(s.inverses, sub, inverse)
-        store(s.lows, sub, low)
+        store_pair(s.scales, sub, 1, scale)
+        store_pair(s.minima, sub, 1, minimum)
+        store_pair(s.inverses, sub, 1, inverse)
+        store_pair(s.lows, sub, 1, low)
 
 
 @inline

@@ -130,7 +130,7 @@ def _fit_weighted_q3_k(s: Scratch) -> Floats:
     """Scales and their codes 0 .. 63 with an importance matrix; returns what one unit of them is worth."""
     variance = sum_of_squares(s.x, 0, BLOCK) * float32(2) / float32(BLOCK)
     for sub in range(16):
-        weigh_by_importance(s, sub, 16, variance)
+        weigh_by_importance(s, sub, 16, variance, 0)
         _fit_symmetric(s, sub, 4)
     unit, inverse = symmetric(s.scales, s.sums, s.codes, 0, 16, 32)
     for sub in range(16):

@@ -1,5 +1,7 @@
 """Q4_0, Q4_1, Q5_0 and Q5_1 with an importance matrix: ``search.py`` fits sixteen blocks side by side.
 
+Two times sixteen are gathered, in rows one after the other, because the search for minima takes two at once.
+
 Source: ``quantize_q*_impl`` in ggml's ``ggml-quants.c``. The weight of an element depends on the whole row.
 """
 
@@ -11,7 +13,7 @@ from .contract import Bytes, Values
 from .fields import put_u16
 from .lanes import LANES, IntRows, Rows, root
 from .legacy_codes import WIDTH, put_codes
-from .memory import load, store
+from .memory import load, load_pair, store, store_pair
 from .rounding import ZERO, half
 from .search import asymmetric, asymmetric_codes, symmetric, symmetric_codes
 
@@ -37,29 +39,29 @@ def _mean_squares(values: Values, row: int, means: Values) -> None:
 
 
 @inline
-def _gather(values: Values, row: int, weights: Values, means: Values, first: int, x: Rows, w: Rows) -> None:
-    """Blocks from ``first`` on as columns, with the weight of each element: importance * sqrt(mean + square).
+def _gather(values: Values, row: int, weights: Values, means: Values, first: int, x: Rows, w: Rows, at: int) -> None:
+    """Sixteen blocks from ``first`` on as columns, with the weight of each element: importance * sqrt(mean + square).
 
-    Lanes beyond the last block repeat it; nobody stores them.
+    They go to the rows from ``at`` on. Lanes beyond the last block repeat it; nobody stores them.
     """
     for lane in range(LANES):
         start = min(first + lane, values.size // WIDTH - 1) * WIDTH
         column = start % row
-        x[WIDTH, lane] = means[start // row]
+        x[2 * WIDTH, lane] = means[start // row]
         for e in range(WIDTH):
-            x[e, lane] = values[start + e]
-            w[e, lane] = weights[column + e]
-    mean = load(x, WIDTH)
-    for e in range(WIDTH):
+            x[at + e, lane] = values[start + e]
+            w[at + e, lane] = weights[column + e]
+    mean = load(x, 2 * WIDTH)
+    for e in range(at, at + WIDTH):
         value = load(x, e)
         store(w, e, load(w, e) * root(mean + value * value))
 
 
 @inline
 def _turn(codes: IntRows, turned: IntRows) -> None:
-    for lane in range(LANES):
+    for block in range(2 * LANES):
         for e in range(WIDTH):
-            turned[lane, e] = codes[e, lane]
+            turned[block, e] = codes[block // LANES * WIDTH + e, block % LANES]
 
 
 @inline
@@ -69,14 +71,17 @@ def _fit(x: Rows, w: Rows, scratch: Rows, has_minimum: bool, has_fifth: bool, co
         top = 31 if has_fifth else 15
         scale, minimum, inverse, low = asymmetric(x, w, scratch, 0, WIDTH, top, float32(-0.9), float32(0.05), 36, False)
         for e in range(WIDTH):
-            store(codes, e, asymmetric_codes(load(x, e), inverse, low, top))
-        store(shorts, 1, half(minimum * float32(-1))[0])
+            store_pair(codes, e, WIDTH, asymmetric_codes(load_pair(x, e, WIDTH), inverse, low, top))
+        store_pair(shorts, 0, 1, half(scale)[0])
+        store_pair(shorts, 2, 1, half(minimum * float32(-1))[0])
     else:
         top = 16 if has_fifth else 8
-        scale, inverse = symmetric(x, w, scratch, 0, WIDTH, top)
-        for e in range(WIDTH):
-            store(codes, e, symmetric_codes(load(x, e), inverse, top))
-    store(shorts, 0, half(scale)[0])
+        for late in range(2):
+            at = late * WIDTH
+            scale, inverse = symmetric(x, w[at:], scratch, at, WIDTH, top)
+            for e in range(at, at + WIDTH):
+                store(codes, e, symmetric_codes(load(x, e), inverse, top))
+            store(shorts, late, half(scale)[0])
 
 
 @jit("void(Array(float32, 1, 'C', True), int64, Array(float32, 1, 'C', True), boolean, boolean, uint8[::1])")
@@ -87,16 +92,17 @@ def encode_weighted(values: Values, row: int, weights: Values, has_minimum: bool
     blocks = values.size // WIDTH
     means = np.empty(values.size // row, np.float32)
     _mean_squares(values, row, means)
-    x, w = np.empty((WIDTH + 1, LANES), np.float32), np.empty((WIDTH, LANES), np.float32)
-    scratch, shorts = np.empty((WIDTH, LANES), np.float32), np.empty((2, LANES), np.int32)
-    codes, turned = np.empty((WIDTH, LANES), np.int32), np.empty((LANES, WIDTH), np.int32)
-    for first in range(0, blocks, LANES):
-        _gather(values, row, weights, means, first, x, w)
+    x, w = np.empty((2 * WIDTH + 1, LANES), np.float32), np.empty((2 * WIDTH, LANES), np.float32)
+    scratch, shorts = np.empty((2 * WIDTH, LANES), np.float32), np.empty((4, LANES), np.int32)
+    codes, turned = np.empty((2 * WIDTH, LANES), np.int32), np.empty((2 * LANES, WIDTH), np.int32)
+    for first in range(0, blocks, 2 * LANES):
+        _gather(values, row, weights, means, first, x, w, 0)
+        _gather(values, row, weights, means, first + LANES, x, w, WIDTH)
         _fit(x, w, scratch, has_minimum, has_fifth, codes, shorts)
         _turn(codes, turned)
-        for i in range(min(LANES, blocks - first)):
+        for i in range(min(2 * LANES, blocks - first)):
             at = (first + i) * nbytes
-            put_u16(shorts[0, i], out, at)
+            put_u16(shorts[i // LANES, i % LANES], out, at)
             if has_minimum:
-                put_u16(shorts[1, i], out, at + 2)
+                put_u16(shorts[2 + i // LANES, i % LANES], out, at + 2)
             put_codes(load(turned, 2 * i), load(turned, 2 * i + 1), has_fifth, out, at + fields)

@@ -4,8 +4,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
-from .lanes import I32, LANES, LLVM, Vector, vector_intrinsic
+from ..jit import inline
+from .lanes import I32, LANES, LLVM, IntRows, Rows, Vector, early_half, joined, late_half, vector_intrinsic
 
 _BYTES = ir.VectorType(ir.IntType(8), LANES)
 
@@ -37,6 +39,19 @@ def store(typing: Any, array: Any, row: Any, vector: Any) -> Any:
         return context.get_dummy_value()
 
     return (types.void(array, row, vector), build) if vector == Vector(array.dtype) else None
+
+
+@inline
+def load_pair(array: Rows | IntRows, row: int, span: int) -> Any:
+    """A row and the one ``span`` rows after it, as one vector."""
+    return joined(load(array, row), load(array, row + span))
+
+
+@inline
+def store_pair(array: Rows | IntRows, row: int, span: int, pair: Any) -> None:
+    """Put the halves of a vector into the same two rows."""
+    store(array, row, early_half(pair))
+    store(array, row + span, late_half(pair))
 
 
 def _exchange(builder: Any, rows: list[Any], span: int) -> None:
@@ -94,6 +109,22 @@ def get_bytes(typing: Any, raw: Any, at: Any) -> Any:
         return builder.zext(builder.load(_place(context, builder, sig, values), align=1), LLVM[I32])
 
     return I32(raw, at), build
+
+
+@vector_intrinsic
+def copy_bytes(typing: Any, source: Any, start: Any, target: Any, at: Any, count: Any) -> Any:
+    """``count`` bytes from place ``start`` of one array to place ``at`` of another."""
+
+    def build(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        places = []
+        for i in (0, 2):
+            data = context.make_array(sig.args[i])(context, builder, values[i]).data
+            places.append(builder.gep(data, [context.cast(builder, values[i + 1], sig.args[i + 1], types.intp)]))
+        count = context.cast(builder, values[4], sig.args[4], types.intp)
+        cgutils.raw_memcpy(builder, places[1], places[0], count, 1)  # type: ignore[no-untyped-call]
+        return context.get_dummy_value()
+
+    return types.void(source, start, target, at, count), build
 
 
 @vector_intrinsic

@@ -8,8 +8,9 @@ from .lanes import Floats, Ints, bits, from_bits, magnitude, select, truncate
 
 ZERO = float32(0)
 ONE = float32(1)
+HALF = float32(0.5)
 MAGIC = float32(12582912)  # 1.5 * 2**23: adding it rounds to an integer, ties to even
-EXACT = float32(4194302)  # up to here the sum with MAGIC has a unit in the last place of 1
+TAME_BELOW = float32(4194302)  # below it the sum with MAGIC has a unit in the last place of 1
 _BEYOND_INT = float32(2**31)
 
 
@@ -28,7 +29,7 @@ def nearest(v: Floats) -> Ints:
 
 @inline
 def nearest_float(v: Floats, low: np.float32, high: np.float32) -> Floats:
-    """``nearest_int`` clamped to ``low .. high``, as floats, where all ``abs(v) <= EXACT``: four operations for six."""
+    """``nearest_int`` clamped to ``low .. high``, as floats, where all ``abs(v) < TAME_BELOW``: 4 operations, not 6."""
     rounded = (v + MAGIC) - MAGIC
     rounded = select(rounded > low, rounded, low)
     return select(rounded < high, rounded, high)

@@ -13,15 +13,18 @@ import numpy as np
 from numpy import float32, int32
 
 from ..jit import inline
-from .lanes import Floats, IntRows, Ints, Rows, all_lanes, any_lane, magnitude, select, splat, to_float
-from .memory import load, store
-from .rounding import EXACT, ONE, ZERO, clamp, nearest, nearest_float
+from .lanes import Floats, IntRows, Ints, Rows, all_lanes, any_lane, joined, magnitude, select, splat, to_float
+from .memory import load, load_pair, store, store_pair
+from .rounding import HALF, MAGIC, ONE, TAME_BELOW, ZERO, clamp, nearest, nearest_float
 
 MINUS_ONE = float32(-1)
 INFINITY = float32(np.inf)
 NAN = float32(np.nan)
 TENTH = float32(0.1)
 EPSILON = float32(1e-15)  # GROUP_MAX_EPS: below it a sub-block counts as zero
+
+# How far the numbers to be rounded reach: no farther than the codes do, no farther than ``nearest_float``, or anywhere.
+CODES, TAME, WILD = 0, 1, 2
 
 
 @inline
@@ -31,19 +34,19 @@ def asymmetric_codes(x: Floats, inverse: Floats, low: Floats, top: int) -> Ints:
 
 
 @inline
-def _is_tame(low: Floats, high: Floats) -> bool:
-    """Are all numbers between two vectors inside the range of ``nearest_float``? Rounding keeps their order."""
-    return all_lanes((magnitude(low) <= EXACT) & (magnitude(high) <= EXACT))
+def _lie_within(a: Floats, b: Floats, low: np.float32, high: np.float32) -> bool:
+    """Are all numbers between two vectors >= low and < high? Rounding keeps their order, so the two decide."""
+    return all_lanes((a >= low) & (a < high) & (b >= low) & (b < high))
 
 
 @inline
 def _extent(x: Rows, w: Rows, first: int, count: int) -> tuple[Floats, Floats, Floats, Floats]:
     """Least and greatest element, sum of the weights, sum of the weighted elements."""
-    low = high = load(x, first)
-    sum_w = load(w, 0)
+    low = high = load_pair(x, first, count)
+    sum_w = load_pair(w, 0, count)
     sum_x = sum_w * low
     for i in range(1, count):
-        value, weight = load(x, first + i), load(w, i)
+        value, weight = load_pair(x, first + i, count), load_pair(w, i, count)
         low = select(value < low, value, low)
         high = select(value > high, value, high)
         sum_w = sum_w + weight
@@ -53,15 +56,20 @@ def _extent(x: Rows, w: Rows, first: int, count: int) -> tuple[Floats, Floats, F
 
 @inline
 def _asymmetric_sums(
-    x: Rows, w: Rows, codes: Rows, first: int, count: int, inverse: Floats, low: Floats, top: np.float32, is_tame: bool
+    x: Rows, w: Rows, codes: Rows, first: int, count: int, inverse: Floats, low: Floats, top: np.float32, reach: int
 ) -> tuple[Floats, Floats, Floats]:
     """Choose codes; returns the weighted sums of code, code squared and code times element."""
-    sum_l = sum_l2 = sum_xl = splat(ZERO)
+    sum_l = sum_l2 = sum_xl = joined(splat(ZERO), splat(ZERO))
     for i in range(count):
-        value, weight = load(x, first + i), load(w, i)
+        value, weight = load_pair(x, first + i, count), load_pair(w, i, count)
         scaled = inverse * (value - low)
-        code = nearest_float(scaled, ZERO, top) if is_tame else to_float(clamp(nearest(scaled), 0, int32(top)))
-        store(codes, i, code)
+        if reach == CODES:
+            code = (scaled + MAGIC) - MAGIC
+        elif reach == TAME:
+            code = nearest_float(scaled, ZERO, top)
+        else:
+            code = to_float(clamp(nearest(scaled), 0, int32(top)))
+        store_pair(codes, i, count, code)
         weighted = weight * code
         sum_l = sum_l + weighted
         sum_l2 = sum_l2 + weighted * code
@@ -73,10 +81,10 @@ def _asymmetric_sums(
 def _asymmetric_error(
     x: Rows, w: Rows, codes: Rows, first: int, count: int, scale: Floats, low: Floats, is_absolute: bool
 ) -> Floats:
-    error = splat(ZERO)
+    error = joined(splat(ZERO), splat(ZERO))
     for i in range(count):
-        off = (scale * load(codes, i) + low) - load(x, first + i)
-        error = error + load(w, i) * (magnitude(off) if is_absolute else off * off)
+        off = (scale * load_pair(codes, i, count) + low) - load_pair(x, first + i, count)
+        error = error + load_pair(w, i, count) * (magnitude(off) if is_absolute else off * off)
     return error
 
 
@@ -95,7 +103,8 @@ def asymmetric(
 ) -> tuple[Floats, Floats, Floats, Floats]:
     """``make_qkx2_quants`` and ``make_qkx3_quants``: fit ``scale * code - minimum`` with codes 0 .. top.
 
-    Elements are rows ``first .. first + count`` of ``x``, weights rows ``0 .. count`` of ``w``; ``codes`` is scratch.
+    Two sub-blocks at once, in the two halves of each vector, because one alone would wait for its own sums. Elements
+    are rows ``first .. first + 2 * count`` of ``x``, weights rows ``0 .. 2 * count`` of ``w``; ``codes`` is scratch.
     Tries the inverse scales ``(start + step * s + top) / range`` for s = 0 .. steps and keeps the least weighted
     error, absolute or squared. Returns scale and minimum (>= 0), then what ``asymmetric_codes`` needs.
     """
@@ -108,23 +117,26 @@ def asymmetric(
     inverse = limit / (high - low)
     best_inverse, best_low = select(is_flat, ZERO, inverse), low
     scale = ONE / inverse
-    _asymmetric_sums(x, w, codes, first, count, inverse, low, limit, False)
+    _asymmetric_sums(x, w, codes, first, count, inverse, low, limit, WILD)
     error = _asymmetric_error(x, w, codes, first, count, scale, low, is_absolute)
-    error = select(is_flat, splat(-INFINITY), error)
+    error = select(is_flat, -INFINITY, error)
     scale = select(is_flat, ZERO, scale)
     for s in range(steps + 1):
         inverse = ((start + step * float32(s)) + limit) / (high - low)
-        is_tame = _is_tame(inverse * (least - low), inverse * (greatest - low))
-        if is_tame:
-            sum_l, sum_l2, sum_xl = _asymmetric_sums(x, w, codes, first, count, inverse, low, limit, True)
+        a, b = inverse * (least - low), inverse * (greatest - low)
+        if _lie_within(a, b, -HALF, limit + HALF):
+            sum_l, sum_l2, sum_xl = _asymmetric_sums(x, w, codes, first, count, inverse, low, limit, CODES)
+        elif _lie_within(a, b, -TAME_BELOW, TAME_BELOW):
+            sum_l, sum_l2, sum_xl = _asymmetric_sums(x, w, codes, first, count, inverse, low, limit, TAME)
         else:
-            sum_l, sum_l2, sum_xl = _asymmetric_sums(x, w, codes, first, count, inverse, low, limit, False)
+            sum_l, sum_l2, sum_xl = _asymmetric_sums(x, w, codes, first, count, inverse, low, limit, WILD)
         determinant = sum_w * sum_l2 - sum_l * sum_l
         new_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
         new_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
         is_above = new_low > ZERO
-        new_low = select(is_above, ZERO, new_low)
-        new_scale = select(is_above, sum_xl / sum_l2, new_scale)
+        if any_lane(is_above):
+            new_low = select(is_above, ZERO, new_low)
+            new_scale = select(is_above, sum_xl / sum_l2, new_scale)
         new_error = _asymmetric_error(x, w, codes, first, count, new_scale, new_low, is_absolute)
         is_better = (determinant > ZERO) & (new_error < error)
         error = select(is_better, new_error, error)
