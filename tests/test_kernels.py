@@ -14,7 +14,7 @@ from tests.checks import check_same_bits, check_same_numbers
 from tests.kernels_on_torch import OnTorch
 
 LENGTHS = [1, 7, 2047, 2049, 65_536]
-AGENTS = [1, 2, 3, 8, 32]
+AGENTS = [1, 2, 3, 4, 8, 32]
 SIZES = list(product(AGENTS, LENGTHS))
 SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1e-40, -1e-39, 1.1754944e-38, 1e-5, -1e-5, 0.5, -0.5, 3.0, 1e30, -1e30]
 NAN, INF = np.float32(np.nan), np.float32(np.inf)

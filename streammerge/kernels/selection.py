@@ -20,12 +20,15 @@ def _upper(bits: np.uint32) -> np.uint32:
 
 @inline
 def _count_four(a: np.uint32, b: np.uint32, c: np.uint32, d: np.uint32, counts: Counts) -> None:
-    """Equal bins store equal sums, so none of the four waits for another: most deltas are zero, and a bin that is
-    counted up again at once waits for its own store."""
-    ab, ac, ad, bc, bd, cd = int(a == b), int(a == c), int(a == d), int(b == c), int(b == d), int(c == d)
-    in_a, in_b = counts[a] + (1 + ab + ac + ad), counts[b] + (1 + ab + bc + bd)
-    in_c, in_d = counts[c] + (1 + ac + bc + cd), counts[d] + (1 + ad + bd + cd)
-    counts[a], counts[b], counts[c], counts[d] = in_a, in_b, in_c, in_d
+    """Of equal bins the last one stores them all, so none of the four waits for another: most deltas are zero, and a
+    bin that is counted up again at once waits for its own store."""
+    in_a, in_b = counts[a] + 1, counts[b] + (1 + int(a == b))
+    in_c = counts[c] + (1 + int(a == c) + int(b == c))
+    in_d = counts[d] + (1 + int(a == d) + int(b == d) + int(c == d))
+    counts[a] = in_a
+    counts[b] = in_b
+    counts[c] = in_c
+    counts[d] = in_d
 
 
 @jit("void(float32[:, ::1], int64[:, ::1])")

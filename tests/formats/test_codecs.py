@@ -208,6 +208,9 @@ def test_encode_counts_what_overflows(dtype: str) -> None:
     assert count > np.count_nonzero(~np.isfinite(values))
     largest = np.float32(magnitudes(dtype)[-2])
     assert encode(dtype, np.array([largest, -largest, 0], np.float32))[1] == 0
+    boundary = np.float32(magnitudes(dtype)[-2:].mean())
+    for toward, expected in ((np.float32(0), 0), (np.float32(np.inf), 1)):
+        assert encode(dtype, np.array([1, -np.nextafter(boundary, toward)], np.float32))[1] == expected
 
 
 @pytest.mark.parametrize(
