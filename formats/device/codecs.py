@@ -2,8 +2,7 @@
 
 torch converts as IEEE 754 says, exactly or to nearest even, but for float32 to F8: some of its releases saturate there.
 So that is integer arithmetic, as in Numba. Infinity and overflow give what the Numba codecs give; a NaN stays one, but
-its payload may not be theirs. Nothing is counted, because that would wait for the device: ``largest_bits`` tells
-afterwards.
+its payload may not be theirs. Nothing is counted, because that would wait for the device.
 """
 
 from dataclasses import dataclass
@@ -70,17 +69,6 @@ def keep_base(values: Tensor, base_values: Tensor, base_raw: Tensor, out: Tensor
         _same_length("F64", tensor, values)
     is_kept = values.view(torch.int32) == base_values.view(torch.int32)
     torch.where(is_kept, base_codes, codes, out=codes)
-
-
-def largest_bits(values: Tensor) -> Tensor:
-    """The bits of the largest |value| of float32[n] as an int32 without dimensions, on the same device.
-
-    From ``INFINITY`` on something is not finite; if something is NaN, they are those of a NaN.
-    """
-    if not values.numel():
-        return torch.zeros((), dtype=torch.int32, device=values.device)
-    least, greatest = torch.aminmax(values)  # of a NaN it makes two
-    return torch.maximum(-least, greatest).view(torch.int32) & MAGNITUDE
 
 
 def _narrow(small: _Small, values: Tensor) -> Tensor:

@@ -58,33 +58,30 @@ def _encode_asymmetric(values: Tensor, has_fifth: bool, out: Tensor) -> None:
     put_codes(codes, has_fifth, encoded[:, 4:])
 
 
+def _encode(values: Tensor, weights: Tensor | None, has_minimum: bool, has_fifth: bool, out: Tensor) -> None:
+    if weights is not None:
+        encode_weighted(values, weights, has_minimum, has_fifth, out)
+    elif has_minimum:
+        _encode_asymmetric(values, has_fifth, out)
+    else:
+        _encode_symmetric(values, has_fifth, out)
+
+
 def encode_q4_0(values: Tensor, weights: Tensor | None, out: Tensor) -> None:
     """See ``quants/contract.py``."""
-    if weights is None:
-        _encode_symmetric(values, False, out)
-    else:
-        encode_weighted(values, weights, False, False, out)
+    _encode(values, weights, False, False, out)
 
 
 def encode_q4_1(values: Tensor, weights: Tensor | None, out: Tensor) -> None:
     """See ``quants/contract.py``."""
-    if weights is None:
-        _encode_asymmetric(values, False, out)
-    else:
-        encode_weighted(values, weights, True, False, out)
+    _encode(values, weights, True, False, out)
 
 
 def encode_q5_0(values: Tensor, weights: Tensor | None, out: Tensor) -> None:
     """See ``quants/contract.py``."""
-    if weights is None:
-        _encode_symmetric(values, True, out)
-    else:
-        encode_weighted(values, weights, False, True, out)
+    _encode(values, weights, False, True, out)
 
 
 def encode_q5_1(values: Tensor, weights: Tensor | None, out: Tensor) -> None:
     """See ``quants/contract.py``."""
-    if weights is None:
-        _encode_asymmetric(values, True, out)
-    else:
-        encode_weighted(values, weights, True, True, out)
+    _encode(values, weights, True, True, out)

@@ -1,1 +1,1 @@
-"""Merging and quantizing on a torch device: the same bytes. ``placement`` and ``choice`` import no torch."""
+"""Merging and quantizing on a torch device: the same bytes. ``choice`` imports no torch."""

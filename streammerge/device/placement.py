@@ -1,8 +1,11 @@
-"""Where the arithmetic of a merge is done, why there, and what it may take of the device's memory. Imports no torch."""
+"""Where the arithmetic of a merge is done, why there, and what it may take of the device's memory.
+
+torch is imported where a device of it was asked for.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib import import_module
 
 from ..budget import MIB, Memory, format_size
 from ..demand import piece_size
@@ -53,9 +56,16 @@ PROCESSOR = Placement("cpu", had_choice=False)
 
 
 def torch_placement(device: str) -> Placement:
-    """On a device of torch. Raises DeviceError if there is no torch."""
-    if find_spec("torch") is None:
-        raise DeviceError(f'--device {device}: needs torch: pip install "streammerge[torch]"')
+    """On a device of torch, which is imported. Raises DeviceError if it is not there, or broken."""
+    try:
+        import_module("torch")
+    except ModuleNotFoundError as error:
+        raise DeviceError(f'--device {device}: needs torch: pip install "streammerge[torch]"') from error
+    except (ImportError, OSError) as error:
+        raise DeviceError(
+            f"--device {device}: torch cannot be imported: {str(error).splitlines()[0]:.300}; install it anew, or use "
+            "--device cpu"
+        ) from error
     return Placement(device)
 
 
@@ -69,6 +79,11 @@ class DeviceDemand:
     grain: int  # elements that must be in one chunk
     shortest: int  # elements of a run, at least
 
+    @property
+    def fewest(self) -> int:
+        """Elements of the smallest chunk."""
+        return -(-self.grain // BLOCK) * BLOCK
+
 
 def shortest_run(jobs: Sequence[TensorJob]) -> int:
     """Elements: whole blocks, and what must be quantized in one go."""
@@ -79,8 +94,7 @@ def fit(memory: Memory, demand: DeviceDemand, allowed: int) -> tuple[int, int, V
     """Workers, elements of a chunk, and the device's side. Few workers keep a device busy, long runs are what makes it
     fast: first workers become fewer, down to three, then chunks and runs shorter, then workers fewer still. Raises
     BudgetError naming the least that would do."""
-    fewest = -(-demand.grain // BLOCK) * BLOCK
-    few = min(_FEW, memory.workers)
+    fewest, few = demand.fewest, min(_FEW, memory.workers)
     chunks = [memory.chunk]
     while chunks[-1] > fewest:
         chunks.append(max(chunks[-1] // 2 // BLOCK * BLOCK, fewest))

@@ -11,8 +11,8 @@ from ..kernels.contract import BLOCK
 from ..kernels.cuda import scratch as merging_scratch
 from ..kernels.load import load_cpu
 from ..planning import Plan
-from .placement import LARGEST_CHUNK, DeviceDemand, Vram, fit, shortest_run
-from .rehearsal import kinds, rehearse
+from .placement import LARGEST_CHUNK, DeviceDemand, fit, shortest_run
+from .rehearsal import carry, kinds, made_up
 from .torch_device import device_name, free_memory, named_errors, open_device
 from .worker import open_workers
 
@@ -32,8 +32,9 @@ def placed(plan: Plan, demand: Demand, threads: int) -> Plan:
         if allowed is None:
             allowed = int(_DEFAULT_SHARE * free_memory(device))
     plan = replace(plan, placement=replace(plan.placement, device=device_name(device)))
-    *_, vram = fit(replace(plan.memory, workers=1, chunk=_least_chunk(demand)), wanted, allowed)
-    _load(plan, demand, vram)
+    smallest = replace(plan.memory, workers=1, chunk=wanted.fewest)
+    *_, vram = fit(smallest, wanted, allowed)
+    _load(replace(plan, memory=smallest, placement=replace(plan.placement, vram=vram)))
     granted, reserved = plan.memory.allowed, budget.peak() + (_RUNTIME if device.type == "cuda" else 0)
     memory = budget.fit(demand, allowed=granted, reserved=reserved, threads=threads, largest=LARGEST_CHUNK)
     workers, chunk, vram = fit(memory, wanted, allowed)
@@ -57,16 +58,8 @@ def device_demand(plan: Plan, demand: Demand) -> DeviceDemand:
     )
 
 
-def _least_chunk(demand: Demand) -> int:
-    return -(-demand.grain // BLOCK) * BLOCK
-
-
-def _load(plan: Plan, demand: Demand, vram: Vram) -> None:
+def _load(smallest: Plan) -> None:
     """Carry a chunk of each kind of tensor, so that what is loaded when it is first used is there."""
-    memory = replace(plan.memory, workers=1, chunk=_least_chunk(demand))
-    smallest = replace(
-        plan, memory=memory, placement=replace(plan.placement, vram=replace(vram, run=shortest_run(plan.jobs)))
-    )
     with open_workers(smallest, load_cpu(), (), NoSink()) as (worker,):
         for job in kinds(smallest):
-            rehearse(smallest, worker, job)
+            carry(smallest, job, made_up(smallest, job), worker)

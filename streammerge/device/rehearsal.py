@@ -35,15 +35,11 @@ def kinds(plan: Plan) -> dict[TensorJob, int]:
     return {largest[kind]: weights[kind] for kind in largest}
 
 
-def rehearse(plan: Plan, worker: Worker, job: TensorJob) -> None:
-    """All passes over the first chunk of a tensor, with made-up values."""
+def made_up(plan: Plan, job: TensorJob) -> list[Bytes]:
+    """The first chunk of a tensor, with values as weights have them, for base and agents, of which each changed every
+    sixth or so."""
     start, stop = plan.chunks(job)[0]
-    raws = made_up(plan, job, stop - start)
-    carry(plan, job, raws, worker)
-
-
-def made_up(plan: Plan, job: TensorJob, count: int) -> list[Bytes]:
-    """Values as weights have them, for base and agents, of which each changed every sixth or so."""
+    count = stop - start
     random = np.random.default_rng(0)
     base = random.standard_normal(count, np.float32) * np.float32(0.02)
     raws = [_encoded(plan.base.tensors[job.name].dtype, base)]
@@ -60,22 +56,17 @@ def _encoded(dtype: str, values: NDArray[np.float32]) -> Bytes:
 
 
 def carry(plan: Plan, job: TensorJob, raws: Sequence[Bytes], worker: Worker) -> None:
-    """The passes over one chunk, which is taken for the whole tensor. A result that is not finite is no matter here."""
-    with suppress(NonFiniteError):
-        _carry(plan, job, raws, worker)
-
-
-def _carry(plan: Plan, job: TensorJob, raws: Sequence[Bytes], worker: Worker) -> None:
+    """All passes over the first chunk, taken for the whole tensor. A result that is not finite is no matter here."""
     start, stop = plan.chunks(job)[0]
-    measures = plan.method_of(job).measures()
-    running = Running(0, job, [*measures, None], None)
-    for position, measure in enumerate(running.passes):
-        running.position = position
-        if measure is None or measure.needed(running.state):
-            numbers, _ = worker.compute(Task(running, start, stop, 0), worker.filled(raws))
-            if measure is not None:
-                extent = Extent(job.name, stop - start, len(plan.agents))
-                running.state = _concluded(measure, running.state, numbers, extent)
+    extent = Extent(job.name, stop - start, len(plan.agents))
+    running = Running(0, job, [*plan.method_of(job).measures(), None], None)
+    with suppress(NonFiniteError):
+        for position, measure in enumerate(running.passes):
+            running.position = position
+            if measure is None or measure.needed(running.state):
+                numbers, _ = worker.compute(Task(running, start, stop, 0), worker.filled(raws))
+                if measure is not None:
+                    running.state = _concluded(measure, running.state, numbers, extent)
 
 
 def _concluded(measure: Measure, state: State, numbers: Any, extent: Extent) -> State:
@@ -92,7 +83,7 @@ def seconds(plan: Plan, workers: Sequence[Worker]) -> float:
     total = 0.0
     for job, weights in kinds(plan).items():
         start, stop = plan.chunks(job)[0]
-        raws = made_up(plan, job, stop - start)
+        raws = made_up(plan, job)
         carry(plan, job, raws, workers[0])  # the first time is not like others
         with ThreadPoolExecutor(len(workers)) as pool:
             began = time.perf_counter()

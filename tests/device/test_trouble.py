@@ -111,7 +111,7 @@ def test_without_a_device_cuda_says_what_is_missing(models, tmp_path):
 
 
 def test_without_torch_cuda_says_how_to_get_it(models, tmp_path, monkeypatch):
-    monkeypatch.setattr("streammerge.device.placement.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "torch", None)  # how an import is refused
     with pytest.raises(DeviceError, match=r'--device cuda:1: needs torch: pip install "streammerge\[torch\]"'):
         streammerge.merge(*models, tmp_path / "out", device="cuda:1")
 
@@ -168,3 +168,14 @@ def test_long_runs_come_before_many_workers(workers, chunk, grain, allowed, want
     found, length, vram = fit(memory, demand, allowed * mib)
     assert (found, length // block, vram.run // block) == wanted
     assert vram.projected <= vram.allowed
+
+
+def test_a_torch_that_is_broken_is_an_error_of_one_line(models, tmp_path, monkeypatch):
+    def broken(name):
+        raise OSError("libcudart.so.12: cannot open shared object file\nmore")
+
+    monkeypatch.setattr("streammerge.device.placement.import_module", broken)
+    with pytest.raises(
+        DeviceError, match="--device cuda: torch cannot be imported: libcudart.so.12: .*; install it anew"
+    ):
+        streammerge.merge(*models, tmp_path / "out", device="cuda")

@@ -85,7 +85,6 @@ def test_nothing_relies_on_the_processor(dtype):
     with StrangeDevice():
         encode(dtype, values, "cpu")
         decode(dtype, values.view(test_codecs.storage(dtype)), "cpu")
-        device_codecs.largest_bits(torch.from_numpy(values))
 
 
 @each_type
@@ -115,21 +114,6 @@ def test_keep_base_restores_the_bits_that_float32_cannot_hold(device):
     device_codecs.keep_base(*(torch.from_numpy(array).to(device) for array in arrays), kept)
     codecs.keep_base(*arrays, out.view(np.uint8))
     np.testing.assert_array_equal(kept.cpu().numpy(), out.view(np.uint8))
-
-
-@pytest.mark.parametrize("values", [[], [0.0, -0.0], [1.5, -2.5, 2.0], [3.4e38, -1e-45], [1.0, -np.inf]])
-def test_largest_bits(values, device):
-    array = np.array(values, np.float32)
-    found = device_codecs.largest_bits(torch.from_numpy(array).to(device))
-    assert found.dtype == torch.int32 and found.shape == ()
-    assert found.item() == np.float32(codecs.largest_magnitude(array)).view(np.uint32)
-
-
-@pytest.mark.parametrize("bad", [0x7F800001, 0x7FC00000, 0xFFC00000, 0xFFFFFFFF])
-def test_largest_bits_say_that_there_is_a_nan(bad, device):
-    array = np.array([1, 2, 3], np.float32)
-    array[1] = np.array(bad, np.uint32).view(np.float32)
-    assert device_codecs.largest_bits(torch.from_numpy(array).to(device)).item() > device_codecs.INFINITY
 
 
 def test_what_does_not_fit_is_refused():
