@@ -24,8 +24,8 @@ _MOVING = {
 _EXACT = {
     "_to_copy", "abs", "add", "all", "amax", "aminmax", "any", "argmax", "argmin", "bitwise_and", "bitwise_left_shift",
     "bitwise_not", "bitwise_or", "bitwise_right_shift", "bitwise_xor", "bucketize", "clamp", "clamp_min", "copy",
-    "copysign", "div", "eq", "ge", "gt", "hardshrink", "isinf", "le", "logical_and", "logical_or", "lt", "maximum", "mul",
-    "nan_to_num", "ne", "neg", "relu", "round", "rsub", "sign", "sub", "__lshift__", "__rshift__",
+    "div", "eq", "ge", "gt", "hardshrink", "isinf", "le", "logical_and", "logical_or", "lt", "maximum", "mul",
+    "copysign", "nan_to_num", "ne", "neg", "relu", "round", "rsub", "sign", "sub", "__lshift__", "__rshift__",
 }
 # fmt: on
 _FOR_INTEGERS = {"addcmul", "cumsum", "scatter_add", "sum"}
