@@ -11,9 +11,10 @@ from numpy import float32
 from numpy.typing import NDArray
 
 from ..jit import inline
+from .asymmetric import Fits, new_fits
 from .contract import Bytes, Values
 from .lanes import LANES, Floats, IntRows, Ints, Rows, root, splat
-from .memory import copy_bytes, load, store, transpose
+from .memory import align_stack, copy_bytes, int_rows, load, rows, store, transpose
 from .rounding import ZERO
 
 BLOCK = 256
@@ -29,14 +30,14 @@ class Scratch(NamedTuple):
 
     x: Rows  # 256 elements
     importance: Rows  # of the 256 columns
-    weights: Rows  # of one sub-block, or of two
-    codes: Rows  # of one or two sub-blocks, or something else for each of its elements, during its search
+    weights: Rows  # of the elements
+    codes: Rows  # of the elements, or something else for each of them, during a search
     kept: Rows  # 256 codes of a search that cannot make them again
+    fits: Fits  # which shares some of these arrays
     scales: Rows
     minima: Rows
     sums: Rows  # of the weights
-    inverses: Rows  # with ``lows``: what makes the search's own codes again
-    lows: Rows
+    inverses: Rows  # what makes the search's own codes again
     scale_codes: IntRows
     minimum_codes: IntRows
     signed_codes: IntRows  # ``scale_codes`` as the numbers they stand for
@@ -48,33 +49,21 @@ class Scratch(NamedTuple):
 
 
 @inline
-def rows(count: int) -> Rows:
-    """Rows that begin at multiples of 64 bytes, so that no vector lies across two cache lines."""
-    raw = np.empty((count + 1) * LANES, np.float32)
-    skip = -raw.ctypes.data % 64 // 4
-    return raw[skip : skip + count * LANES].reshape(count, LANES)
-
-
-@inline
-def int_rows(count: int) -> IntRows:
-    """The same for int32."""
-    return rows(count).view(np.int32)
-
-
-@inline
 def new_scratch() -> Scratch:
     """For one call of an encoder."""
+    align_stack()
+    fits = new_fits(BLOCK)
     return Scratch(
-        x=rows(BLOCK),
+        x=fits.x,
         importance=rows(BLOCK),
-        weights=rows(64),
-        codes=rows(64),
+        weights=fits.weights,
+        codes=fits.codes,
         kept=rows(BLOCK),
+        fits=fits,
         scales=rows(16),
         minima=rows(16),
         sums=rows(16),
         inverses=rows(16),
-        lows=rows(16),
         scale_codes=int_rows(16),
         minimum_codes=int_rows(16),
         signed_codes=int_rows(16),
@@ -126,13 +115,13 @@ def sum_of_squares(x: Rows, first: int, count: int) -> Floats:
 
 
 @inline
-def weigh_by_importance(s: Scratch, sub: int, count: int, variance: Floats, first: int) -> None:
-    """Weights of one sub-block, to the rows from ``first`` on, and their sum, with an importance matrix."""
+def weigh_by_importance(s: Scratch, sub: int, count: int, variance: Floats) -> None:
+    """Weights of one sub-block and their sum, with an importance matrix."""
     total = splat(ZERO)
-    for i in range(count):
-        value = load(s.x, sub * count + i)
-        weight = load(s.importance, sub * count + i) * root(variance + value * value)
-        store(s.weights, first + i, weight)
+    for i in range(sub * count, sub * count + count):
+        value = load(s.x, i)
+        weight = load(s.importance, i) * root(variance + value * value)
+        store(s.weights, i, weight)
         total = total + weight
     store(s.sums, sub, total)
 

@@ -15,6 +15,7 @@ An element is ``scale * sub-scale * code - minimum * sub-minimum``. Sub-blocks h
 from numpy import float32
 
 from ..jit import inline, jit
+from .asymmetric import LOW, SCALE, asymmetric, asymmetric_codes
 from .contract import Bytes, Values
 from .fields import get_half
 from .k_blocks import (
@@ -33,44 +34,42 @@ from .k_blocks import (
     weigh_by_importance,
 )
 from .lanes import LANES, Floats, IntRows, Ints, Rows, any_lane, magnitude, root, select, splat, to_float
-from .memory import get_bytes, load, store, store_pair
+from .memory import get_bytes, load, store
 from .rounding import ZERO, clamp, half, nearest
-from .search import asymmetric, asymmetric_codes, positive
+from .search import positive
 
 
 @inline
-def _weigh_by_size(s: Scratch, sub: int, count: int, first: int) -> None:
+def _weigh_by_size(s: Scratch, sub: int, count: int) -> None:
     """Weights of one sub-block without importance matrix: magnitude, in Q4_K and Q5_K plus the root mean square."""
     base = splat(ZERO)
     if count == 32:
         base = root(sum_of_squares(s.x, sub * count, count) / float32(32))
-    for i in range(count):
-        store(s.weights, first + i, base + magnitude(load(s.x, sub * count + i)))
+    for i in range(sub * count, sub * count + count):
+        store(s.weights, i, base + magnitude(load(s.x, i)))
 
 
 @inline
 def _fit_minima(s: Scratch, is_weighted: bool, count: int, top: int) -> None:
     """Scale and minimum of each sub-block."""
-    variance = sum_of_squares(s.x, 0, BLOCK) * float32(1 if count == 16 else 2) / float32(BLOCK)
     begin, step, tries = float32(-0.5), float32(0.1), 15
     if is_weighted:
         begin, step, tries = float32(-0.9), float32(0.05), 36
-    elif top == 15:
-        begin, step, tries = float32(-1), float32(0.1), 20
+        variance = sum_of_squares(s.x, 0, BLOCK) * float32(1 if count == 16 else 2) / float32(BLOCK)
+        for sub in range(BLOCK // count):
+            weigh_by_importance(s, sub, count, variance)
+    else:
+        if top == 15:
+            begin, tries = float32(-1), 20
+        for sub in range(BLOCK // count):
+            _weigh_by_size(s, sub, count)
     is_absolute = count == 16 and not is_weighted
-    for sub in range(0, BLOCK // count, 2):
-        for late in range(2):
-            if is_weighted:
-                weigh_by_importance(s, sub + late, count, variance, late * count)
-            else:
-                _weigh_by_size(s, sub + late, count, late * count)
-        scale, minimum, inverse, low = asymmetric(
-            s.x, s.weights, s.codes, sub * count, count, top, begin, step, tries, is_absolute
-        )
-        store_pair(s.scales, sub, 1, scale)
-        store_pair(s.minima, sub, 1, minimum)
-        store_pair(s.inverses, sub, 1, inverse)
-        store_pair(s.lows, sub, 1, low)
+    turns = 128 // count  # so many that all they need stays in the first-level cache
+    for sub in range(0, BLOCK // count, turns):
+        asymmetric(s.fits, sub, sub + turns, count, top, begin, step, tries, is_absolute)
+    for sub in range(BLOCK // count):
+        store(s.scales, sub, load(s.fits.facts, sub * count + SCALE))
+        store(s.minima, sub, load(s.fits.facts, sub * count + LOW) * float32(-1))
 
 
 @inline
@@ -105,9 +104,8 @@ def _requantize_minima(s: Scratch, count: int, top: int, scale: Floats, minimum:
         for i in range(sub * count, sub * count + count):
             store(s.levels, i, clamp(nearest((load(s.x, i) + low) / step), 0, top))
         if any_lane(is_zero):
-            inverse, least = load(s.inverses, sub), load(s.lows, sub)
             for i in range(sub * count, sub * count + count):
-                code = asymmetric_codes(load(s.x, i), inverse, least, top)
+                code = asymmetric_codes(load(s.x, i), s.fits, sub * count, top)
                 store(s.levels, i, select(is_zero, code, load(s.levels, i)))
 
 

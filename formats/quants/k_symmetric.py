@@ -51,7 +51,7 @@ def _greatest_scale(s: Scratch) -> tuple[Floats, Floats]:
 
 @inline
 def _fit_symmetric(s: Scratch, sub: int, top: int) -> None:
-    """Scale of one sub-block of sixteen, weighted by ``s.weights``."""
+    """Scale of one sub-block of sixteen, weighted by its rows of ``s.weights``."""
     scale, inverse = symmetric(s.x, s.weights, s.codes, 16 * sub, 16, top)
     store(s.scales, sub, scale)
     store(s.inverses, sub, inverse)
@@ -75,10 +75,10 @@ def _requantize_symmetric(s: Scratch, top: int, scale: Floats, is_kept: bool) ->
 @inline
 def _fit_q6_k(s: Scratch, is_weighted: bool) -> None:
     for sub in range(16):
-        for i in range(16):
-            value = load(s.x, 16 * sub + i)
+        for i in range(16 * sub, 16 * sub + 16):
+            value = load(s.x, i)
             # Only here the importance is the weight as it is.
-            store(s.weights, i, load(s.importance, 16 * sub + i) if is_weighted else value * value)
+            store(s.weights, i, load(s.importance, i) if is_weighted else value * value)
         _fit_symmetric(s, sub, 32)
 
 
@@ -130,7 +130,7 @@ def _fit_weighted_q3_k(s: Scratch) -> Floats:
     """Scales and their codes 0 .. 63 with an importance matrix; returns what one unit of them is worth."""
     variance = sum_of_squares(s.x, 0, BLOCK) * float32(2) / float32(BLOCK)
     for sub in range(16):
-        weigh_by_importance(s, sub, 16, variance, 0)
+        weigh_by_importance(s, sub, 16, variance)
         _fit_symmetric(s, sub, 4)
     unit, inverse = symmetric(s.scales, s.sums, s.codes, 0, 16, 32)
     for sub in range(16):

@@ -3,8 +3,6 @@
 It is an LLVM vector, so that running sums stay in registers across a loop over elements, whatever the vectorizer of
 LLVM makes of loops over lanes. Operators work lane by lane, each rounded once; a scalar operand is repeated in all
 lanes. Branches are ``select``.
-
-A vector of twice as many lanes, two ``joined`` ones, is for what would wait for its own additions most of the time.
 """
 
 import operator
@@ -33,27 +31,21 @@ def vector_intrinsic(define: Callable[..., Any]) -> Any:
 
 
 class Vector(types.Type):
-    """The Numba type of ``LANES`` equal scalars, or of twice as many."""
+    """The Numba type of ``LANES`` equal scalars."""
 
-    def __init__(self, scalar: types.Type, lanes: int = LANES) -> None:
-        self.scalar, self.lanes = scalar, lanes
-        super().__init__(name=f"vector({scalar} x {lanes})")
-
-    def of(self, scalar: types.Type) -> "Vector":
-        """As many of other scalars."""
-        return Vector(scalar, self.lanes)
+    def __init__(self, scalar: types.Type) -> None:
+        self.scalar = scalar
+        super().__init__(name=f"vector({scalar})")
 
 
-_FLOAT, _INT, _BOOLEAN = types.float32, types.int32, types.boolean
-_SCALARS = {_FLOAT: ir.FloatType(), _INT: ir.IntType(32), _BOOLEAN: ir.IntType(1)}
+F32 = Vector(types.float32)
+I32 = Vector(types.int32)
+BOOL = Vector(types.boolean)
 LLVM = {
-    Vector(scalar, lanes): ir.VectorType(kind, lanes)
-    for scalar, kind in _SCALARS.items()
-    for lanes in (LANES, 2 * LANES)
+    F32: ir.VectorType(ir.FloatType(), LANES),
+    I32: ir.VectorType(ir.IntType(32), LANES),
+    BOOL: ir.VectorType(ir.IntType(1), LANES),
 }
-F32 = Vector(_FLOAT)
-I32 = Vector(_INT)
-BOOL = Vector(_BOOLEAN)
 
 
 @register_model(Vector)
@@ -62,18 +54,16 @@ class _Model(models.PrimitiveModel):
         super().__init__(manager, vector, LLVM[vector])  # type: ignore[no-untyped-call]
 
 
-def _splat(builder: Any, value: Any, lanes: int) -> Any:
-    vector = ir.VectorType(value.type, lanes)
+def _splat(builder: Any, value: Any) -> Any:
+    vector = ir.VectorType(value.type, LANES)
     single = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-    order = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+    order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
     return builder.shuffle_vector(single, single, order)
 
 
 def _widened(context: Any, builder: Any, value: Any, found: Any, vector: Vector) -> Any:
     """An operand as a vector: a scalar is cast to the vector's scalar and repeated."""
-    if found == vector:
-        return value
-    return _splat(builder, context.cast(builder, value, found, vector.scalar), vector.lanes)
+    return value if found == vector else _splat(builder, context.cast(builder, value, found, vector.scalar))
 
 
 def _vector_of(a: Any, b: Any) -> Any:
@@ -81,26 +71,25 @@ def _vector_of(a: Any, b: Any) -> Any:
     vector, other = (a, b) if isinstance(a, Vector) else (b, a)
     if not isinstance(vector, Vector):
         return None
-    matches = other in (vector, vector.scalar) or (vector.scalar == _INT and isinstance(other, types.Integer))
+    matches = other in (vector, vector.scalar) or (vector == I32 and isinstance(other, types.Integer))
     return vector if matches else None
 
 
-def _define(operation: Any, emit: dict[Any, Callable[[Any, Any, Any], Any]], result: Any = None) -> None:
-    """Teach Numba a binary operator on vectors; ``emit`` holds what builds its LLVM instruction for each scalar."""
+def _define(operation: Any, emit: dict[Vector, Callable[[Any, Any, Any], Any]], result: Any = None) -> None:
+    """Teach Numba a binary operator on vectors; ``emit`` holds what builds its LLVM instruction for each type."""
 
     @type_callable(operation)
     def typing(context: Any) -> Any:
         def typer(a: Any, b: Any) -> Any:
             vector = _vector_of(a, b)
-            known = vector is not None and vector.scalar in emit
-            return vector.of(result or vector.scalar)(a, b) if known else None
+            return (result or vector)(a, b) if vector in emit else None
 
         return typer
 
     def lower(context: Any, builder: Any, sig: Any, values: Any) -> Any:
         vector = _vector_of(*sig.args)
         a, b = (_widened(context, builder, value, found, vector) for value, found in zip(values, sig.args))
-        return emit[vector.scalar](builder, a, b)
+        return emit[vector](builder, a, b)
 
     for left, right in ((Vector, Vector), (Vector, types.Number), (types.Number, Vector)):
         lower_builtin(operation, left, right)(lower)  # type: ignore[no-untyped-call]
@@ -110,10 +99,10 @@ def _call(name: str) -> Callable[[Any, Any, Any], Any]:
     return lambda builder, a, b: getattr(builder, name)(a, b)
 
 
-def _compare(sign: str) -> dict[Any, Callable[[Any, Any, Any], Any]]:
+def _compare(sign: str) -> dict[Vector, Callable[[Any, Any, Any], Any]]:
     return {
-        _FLOAT: lambda builder, a, b: builder.fcmp_ordered(sign, a, b),
-        _INT: lambda builder, a, b: builder.icmp_signed(sign, a, b),
+        F32: lambda builder, a, b: builder.fcmp_ordered(sign, a, b),
+        I32: lambda builder, a, b: builder.icmp_signed(sign, a, b),
     }
 
 
@@ -121,20 +110,20 @@ def _call_unordered(builder: Any, a: Any, b: Any) -> Any:
     return builder.fcmp_unordered("!=", a, b)
 
 
-_define(operator.add, {_FLOAT: _call("fadd"), _INT: _call("add")})
-_define(operator.sub, {_FLOAT: _call("fsub"), _INT: _call("sub")})
-_define(operator.mul, {_FLOAT: _call("fmul"), _INT: _call("mul")})
-_define(operator.truediv, {_FLOAT: _call("fdiv")})
-_define(operator.and_, {_INT: _call("and_"), _BOOLEAN: _call("and_")})
-_define(operator.or_, {_INT: _call("or_"), _BOOLEAN: _call("or_")})
-_define(operator.lshift, {_INT: _call("shl")})
-_define(operator.rshift, {_INT: _call("lshr")})  # of the bit pattern: no sign is carried along
-_define(operator.gt, _compare(">"), _BOOLEAN)
-_define(operator.lt, _compare("<"), _BOOLEAN)
-_define(operator.le, _compare("<="), _BOOLEAN)
-_define(operator.ge, _compare(">="), _BOOLEAN)
-_define(operator.eq, _compare("=="), _BOOLEAN)
-_define(operator.ne, {_FLOAT: _call_unordered, _INT: _compare("!=")[_INT]}, _BOOLEAN)
+_define(operator.add, {F32: _call("fadd"), I32: _call("add")})
+_define(operator.sub, {F32: _call("fsub"), I32: _call("sub")})
+_define(operator.mul, {F32: _call("fmul"), I32: _call("mul")})
+_define(operator.truediv, {F32: _call("fdiv")})
+_define(operator.and_, {I32: _call("and_"), BOOL: _call("and_")})
+_define(operator.or_, {I32: _call("or_"), BOOL: _call("or_")})
+_define(operator.lshift, {I32: _call("shl")})
+_define(operator.rshift, {I32: _call("lshr")})  # of the bit pattern: no sign is carried along
+_define(operator.gt, _compare(">"), BOOL)
+_define(operator.lt, _compare("<"), BOOL)
+_define(operator.le, _compare("<="), BOOL)
+_define(operator.ge, _compare(">="), BOOL)
+_define(operator.eq, _compare("=="), BOOL)
+_define(operator.ne, {F32: _call_unordered, I32: _compare("!=")[I32]}, BOOL)
 
 
 @vector_intrinsic
@@ -142,37 +131,9 @@ def splat(typing: Any, value: Any) -> Any:
     """A float32 in every lane."""
 
     def build(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        return _splat(builder, values[0], LANES)
+        return _splat(builder, values[0])
 
-    return (F32(_FLOAT), build) if value == _FLOAT else None
-
-
-@vector_intrinsic
-def joined(typing: Any, early: Any, late: Any) -> Any:
-    """Two vectors as one of twice as many lanes."""
-
-    def build(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        return builder.shuffle_vector(*values, _lane_order(0, 2 * LANES))
-
-    return Vector(early.scalar, 2 * LANES)(early, late), build
-
-
-def _lane_order(first: int, count: int) -> Any:
-    return ir.Constant(ir.VectorType(ir.IntType(32), count), list(range(first, first + count)))
-
-
-def _half(first: int) -> Any:
-    def define(typing: Any, pair: Any) -> Any:
-        def build(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-            return builder.shuffle_vector(values[0], values[0], _lane_order(first, LANES))
-
-        return Vector(pair.scalar)(pair), build
-
-    return vector_intrinsic(define)
-
-
-early_half = _half(0)  # the two that were ``joined``
-late_half = _half(LANES)
+    return (F32(types.float32), build) if value == types.float32 else None
 
 
 @vector_intrinsic
@@ -190,27 +151,27 @@ def select(typing: Any, mask: Any, a: Any, b: Any) -> Any:
 def _test(sign: str, mask_bits: int) -> Any:
     def define(typing: Any, mask: Any) -> Any:
         def build(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-            kind = ir.IntType(mask.lanes)
-            return builder.icmp_unsigned(sign, builder.bitcast(values[0], kind), ir.Constant(kind, mask_bits))
+            packed = builder.bitcast(values[0], ir.IntType(LANES))
+            return builder.icmp_unsigned(sign, packed, ir.Constant(ir.IntType(LANES), mask_bits))
 
-        return (types.boolean(mask), build) if mask.scalar == _BOOLEAN else None
+        return (types.boolean(mask), build) if mask == BOOL else None
 
     return vector_intrinsic(define)
 
 
 any_lane: Callable[[Mask], bool] = _test("!=", 0)
-all_lanes: Callable[[Mask], bool] = _test("==", -1)
+all_lanes: Callable[[Mask], bool] = _test("==", (1 << LANES) - 1)
 
 
 def _math(name: str) -> Any:
     def define(typing: Any, x: Any) -> Any:
         def build(context: Any, builder: Any, sig: Any, values: Any) -> Any:
             function_type = ir.FunctionType(values[0].type, [values[0].type])
-            full_name = f"{name}.v{x.lanes}f32"
+            full_name = f"{name}.v{LANES}f32"
             function = cgutils.get_or_insert_function(builder.module, function_type, full_name)  # type: ignore[no-untyped-call]
             return builder.call(function, values)
 
-        return (x(x), build) if x.scalar == _FLOAT else None
+        return (F32(x), build) if x == F32 else None
 
     return vector_intrinsic(define)
 
@@ -219,20 +180,20 @@ magnitude = _math("llvm.fabs")
 root = _math("llvm.sqrt")
 
 
-def _convert(source: types.Type, target: types.Type, name: str) -> Any:
+def _convert(source: Vector, target: Vector, name: str) -> Any:
     def define(typing: Any, x: Any) -> Any:
         def build(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-            return getattr(builder, name)(values[0], LLVM[x.of(target)])
+            return getattr(builder, name)(values[0], LLVM[target])
 
-        return (x.of(target)(x), build) if x.scalar == source else None
+        return (target(x), build) if x == source else None
 
     return vector_intrinsic(define)
 
 
-bits = _convert(_FLOAT, _INT, "bitcast")
-from_bits = _convert(_INT, _FLOAT, "bitcast")
-to_float = _convert(_INT, _FLOAT, "sitofp")
-truncate = _convert(_FLOAT, _INT, "fptosi")  # what an int32 cannot hold gives anything
+bits = _convert(F32, I32, "bitcast")
+from_bits = _convert(I32, F32, "bitcast")
+to_float = _convert(I32, F32, "sitofp")
+truncate = _convert(F32, I32, "fptosi")  # what an int32 cannot hold gives anything
 
 
 def _reduce(name: str, vector: Any, flags: tuple[str, ...] = ()) -> Any:

@@ -1,7 +1,5 @@
 """Q4_0, Q4_1, Q5_0 and Q5_1 with an importance matrix: ``search.py`` fits sixteen blocks side by side.
 
-Two times sixteen are gathered, in rows one after the other, because the search for minima takes two at once.
-
 Source: ``quantize_q*_impl`` in ggml's ``ggml-quants.c``. The weight of an element depends on the whole row.
 """
 
@@ -9,13 +7,14 @@ import numpy as np
 from numpy import float32
 
 from ..jit import inline, jit
+from .asymmetric import LOW, SCALE, Fits, asymmetric, asymmetric_codes, new_fits
 from .contract import Bytes, Values
 from .fields import put_u16
 from .lanes import LANES, IntRows, Rows, root
 from .legacy_codes import WIDTH, put_codes
-from .memory import load, load_pair, store, store_pair
+from .memory import int_rows, load, store
 from .rounding import ZERO, half
-from .search import asymmetric, asymmetric_codes, symmetric, symmetric_codes
+from .search import symmetric, symmetric_codes
 
 SIDE_BY_SIDE = 4  # rows whose squares are added at a time: each sum has to wait for its own last addition
 
@@ -39,49 +38,47 @@ def _mean_squares(values: Values, row: int, means: Values) -> None:
 
 
 @inline
-def _gather(values: Values, row: int, weights: Values, means: Values, first: int, x: Rows, w: Rows, at: int) -> None:
-    """Sixteen blocks from ``first`` on as columns, with the weight of each element: importance * sqrt(mean + square).
+def _gather(values: Values, row: int, weights: Values, means: Values, first: int, x: Rows, w: Rows) -> None:
+    """Blocks from ``first`` on as columns, with the weight of each element: importance * sqrt(mean + square).
 
-    They go to the rows from ``at`` on. Lanes beyond the last block repeat it; nobody stores them.
+    Lanes beyond the last block repeat it; nobody stores them.
     """
     for lane in range(LANES):
         start = min(first + lane, values.size // WIDTH - 1) * WIDTH
         column = start % row
-        x[2 * WIDTH, lane] = means[start // row]
+        x[WIDTH, lane] = means[start // row]
         for e in range(WIDTH):
-            x[at + e, lane] = values[start + e]
-            w[at + e, lane] = weights[column + e]
-    mean = load(x, 2 * WIDTH)
-    for e in range(at, at + WIDTH):
+            x[e, lane] = values[start + e]
+            w[e, lane] = weights[column + e]
+    mean = load(x, WIDTH)
+    for e in range(WIDTH):
         value = load(x, e)
         store(w, e, load(w, e) * root(mean + value * value))
 
 
 @inline
 def _turn(codes: IntRows, turned: IntRows) -> None:
-    for block in range(2 * LANES):
+    for lane in range(LANES):
         for e in range(WIDTH):
-            turned[block, e] = codes[block // LANES * WIDTH + e, block % LANES]
+            turned[lane, e] = codes[e, lane]
 
 
 @inline
-def _fit(x: Rows, w: Rows, scratch: Rows, has_minimum: bool, has_fifth: bool, codes: IntRows, shorts: IntRows) -> None:
+def _fit(f: Fits, has_minimum: bool, has_fifth: bool, codes: IntRows, shorts: IntRows) -> None:
     """Codes, and the float16 bits of scale and minimum."""
     if has_minimum:
         top = 31 if has_fifth else 15
-        scale, minimum, inverse, low = asymmetric(x, w, scratch, 0, WIDTH, top, float32(-0.9), float32(0.05), 36, False)
+        asymmetric(f, 0, 1, WIDTH, top, float32(-0.9), float32(0.05), 36, False)
         for e in range(WIDTH):
-            store_pair(codes, e, WIDTH, asymmetric_codes(load_pair(x, e, WIDTH), inverse, low, top))
-        store_pair(shorts, 0, 1, half(scale)[0])
-        store_pair(shorts, 2, 1, half(minimum * float32(-1))[0])
+            store(codes, e, asymmetric_codes(load(f.x, e), f, 0, top))
+        store(shorts, 0, half(load(f.facts, SCALE))[0])
+        store(shorts, 1, half(load(f.facts, LOW))[0])
     else:
         top = 16 if has_fifth else 8
-        for late in range(2):
-            at = late * WIDTH
-            scale, inverse = symmetric(x, w[at:], scratch, at, WIDTH, top)
-            for e in range(at, at + WIDTH):
-                store(codes, e, symmetric_codes(load(x, e), inverse, top))
-            store(shorts, late, half(scale)[0])
+        scale, inverse = symmetric(f.x, f.weights, f.codes, 0, WIDTH, top)
+        for e in range(WIDTH):
+            store(codes, e, symmetric_codes(load(f.x, e), inverse, top))
+        store(shorts, 0, half(scale)[0])
 
 
 @jit("void(Array(float32, 1, 'C', True), int64, Array(float32, 1, 'C', True), boolean, boolean, uint8[::1])")
@@ -92,17 +89,15 @@ def encode_weighted(values: Values, row: int, weights: Values, has_minimum: bool
     blocks = values.size // WIDTH
     means = np.empty(values.size // row, np.float32)
     _mean_squares(values, row, means)
-    x, w = np.empty((2 * WIDTH + 1, LANES), np.float32), np.empty((2 * WIDTH, LANES), np.float32)
-    scratch, shorts = np.empty((2 * WIDTH, LANES), np.float32), np.empty((4, LANES), np.int32)
-    codes, turned = np.empty((2 * WIDTH, LANES), np.int32), np.empty((2 * LANES, WIDTH), np.int32)
-    for first in range(0, blocks, 2 * LANES):
-        _gather(values, row, weights, means, first, x, w, 0)
-        _gather(values, row, weights, means, first + LANES, x, w, WIDTH)
-        _fit(x, w, scratch, has_minimum, has_fifth, codes, shorts)
+    f = new_fits(2 * WIDTH)  # one row more for the means
+    shorts, codes, turned = int_rows(2), int_rows(WIDTH), np.empty((LANES, WIDTH), np.int32)
+    for first in range(0, blocks, LANES):
+        _gather(values, row, weights, means, first, f.x, f.weights)
+        _fit(f, has_minimum, has_fifth, codes, shorts)
         _turn(codes, turned)
-        for i in range(min(2 * LANES, blocks - first)):
+        for i in range(min(LANES, blocks - first)):
             at = (first + i) * nbytes
-            put_u16(shorts[i // LANES, i % LANES], out, at)
+            put_u16(shorts[0, i], out, at)
             if has_minimum:
-                put_u16(shorts[2 + i // LANES, i % LANES], out, at + 2)
+                put_u16(shorts[1, i], out, at + 2)
             put_codes(load(turned, 2 * i), load(turned, 2 * i + 1), has_fifth, out, at + fields)

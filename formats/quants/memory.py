@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
 from ..jit import inline
-from .lanes import I32, LANES, LLVM, IntRows, Rows, Vector, early_half, joined, late_half, vector_intrinsic
+from .lanes import I32, LANES, LLVM, IntRows, Rows, Vector, vector_intrinsic
 
 _BYTES = ir.VectorType(ir.IntType(8), LANES)
 
@@ -16,6 +17,20 @@ def _address(context: Any, builder: Any, array_type: Any, array: Any, row: Any) 
     data = context.make_array(array_type)(context, builder, array).data
     start = builder.gep(data, [builder.mul(row, ir.Constant(row.type, LANES))])
     return builder.bitcast(start, LLVM[Vector(array_type.dtype)].as_pointer())
+
+
+@inline
+def rows(count: int) -> Rows:
+    """Rows that begin at multiples of 64 bytes, so that no vector lies across two cache lines."""
+    raw = np.empty((count + 1) * LANES, np.float32)
+    skip = -raw.ctypes.data % 64 // 4
+    return raw[skip : skip + count * LANES].reshape(count, LANES)
+
+
+@inline
+def int_rows(count: int) -> IntRows:
+    """The same for int32."""
+    return rows(count).view(np.int32)
 
 
 @vector_intrinsic
@@ -41,17 +56,18 @@ def store(typing: Any, array: Any, row: Any, vector: Any) -> Any:
     return (types.void(array, row, vector), build) if vector == Vector(array.dtype) else None
 
 
-@inline
-def load_pair(array: Rows | IntRows, row: int, span: int) -> Any:
-    """A row and the one ``span`` rows after it, as one vector."""
-    return joined(load(array, row), load(array, row + span))
+@vector_intrinsic
+def align_stack(typing: Any) -> Any:
+    """Let the vectors that find no register lie at multiples of 64 bytes in the stack frame of the calling function."""
 
+    def build(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        slot = cgutils.alloca_once(builder, LLVM[I32])  # type: ignore[no-untyped-call]
+        slot.align = 64
+        kind = ir.FunctionType(ir.VoidType(), [slot.type])
+        builder.call(ir.InlineAsm(kind, "", "r", side_effect=True), [slot])
+        return context.get_dummy_value()
 
-@inline
-def store_pair(array: Rows | IntRows, row: int, span: int, pair: Any) -> None:
-    """Put the halves of a vector into the same two rows."""
-    store(array, row, early_half(pair))
-    store(array, row + span, late_half(pair))
+    return types.void(), build
 
 
 def _exchange(builder: Any, rows: list[Any], span: int) -> None:

@@ -1,16 +1,23 @@
 """Float32 to integers and to float16, lane by lane, bit for bit as ggml's scalar code."""
 
 import numpy as np
-from numpy import float32
+from numpy import float32, int32
 
 from ..jit import inline
-from .lanes import Floats, Ints, bits, from_bits, magnitude, select, truncate
+from .lanes import Floats, Ints, bits, from_bits, magnitude, select, to_float, truncate
 
 ZERO = float32(0)
-ONE = float32(1)
 HALF = float32(0.5)
+ONE = float32(1)
+INFINITY = float32(np.inf)
+NAN = float32(np.nan)
 MAGIC = float32(12582912)  # 1.5 * 2**23: adding it rounds to an integer, ties to even
-TAME_BELOW = float32(4194302)  # below it the sum with MAGIC has a unit in the last place of 1
+EXACT = float32(4194302)  # up to here the sum with MAGIC has a unit in the last place of 1
+
+# Where numbers that become codes may lie: they round to codes; or also to more than the greatest code; or to less as
+# well, but none is beyond EXACT; or anywhere.
+WITHIN, ABOVE, AROUND, ANYWHERE = range(4)
+
 _BEYOND_INT = float32(2**31)
 
 
@@ -28,11 +35,16 @@ def nearest(v: Floats) -> Ints:
 
 
 @inline
-def nearest_float(v: Floats, low: np.float32, high: np.float32) -> Floats:
-    """``nearest_int`` clamped to ``low .. high``, as floats, where all ``abs(v) < TAME_BELOW``: 4 operations, not 6."""
-    rounded = (v + MAGIC) - MAGIC
-    rounded = select(rounded > low, rounded, low)
-    return select(rounded < high, rounded, high)
+def nearest_code(v: Floats, low: np.float32, high: np.float32, reach: int) -> Floats:
+    """``nearest_int`` clamped to ``low .. high``, as floats; ``reach`` says how much of that is needed."""
+    if reach == ANYWHERE:
+        return to_float(clamp(nearest(v), int32(low), int32(high)))
+    code = (v + MAGIC) - MAGIC
+    if reach == AROUND:
+        code = select(code > low, code, low)
+    if reach >= ABOVE:
+        code = select(code < high, code, high)
+    return code
 
 
 @inline

@@ -1,4 +1,4 @@
-"""The search procedures of ggml-quants.c, for sixteen sub-blocks at a time.
+"""The search procedures of ggml-quants.c, for sixteen sub-blocks at a time; ``asymmetric.py`` has one more.
 
 A procedure here reads like its scalar original, but each variable is a vector of ``LANES`` values, one for each of
 sixteen sub-blocks (of sixteen different blocks). A lane does exactly the operations of the original in their order,
@@ -13,138 +13,12 @@ import numpy as np
 from numpy import float32, int32
 
 from ..jit import inline
-from .lanes import Floats, IntRows, Ints, Rows, all_lanes, any_lane, joined, magnitude, select, splat, to_float
-from .memory import load, load_pair, store, store_pair
-from .rounding import HALF, MAGIC, ONE, TAME_BELOW, ZERO, clamp, nearest, nearest_float
+from .lanes import Floats, IntRows, Ints, Rows, all_lanes, any_lane, magnitude, select, splat, to_float
+from .memory import load, store
+from .rounding import ABOVE, ANYWHERE, AROUND, INFINITY, NAN, ONE, WITHIN, ZERO, clamp, nearest, nearest_code
 
-MINUS_ONE = float32(-1)
-INFINITY = float32(np.inf)
-NAN = float32(np.nan)
 TENTH = float32(0.1)
 EPSILON = float32(1e-15)  # GROUP_MAX_EPS: below it a sub-block counts as zero
-
-# How far the numbers to be rounded reach: no farther than the codes do, no farther than ``nearest_float``, or anywhere.
-CODES, TAME, WILD = 0, 1, 2
-
-
-@inline
-def asymmetric_codes(x: Floats, inverse: Floats, low: Floats, top: int) -> Ints:
-    """The codes 0 .. top that ``asymmetric`` chose: a sub-block of equal elements has ``inverse`` 0."""
-    return clamp(nearest(inverse * (x - low)), 0, top)
-
-
-@inline
-def _lie_within(a: Floats, b: Floats, low: np.float32, high: np.float32) -> bool:
-    """Are all numbers between two vectors >= low and < high? Rounding keeps their order, so the two decide."""
-    return all_lanes((a >= low) & (a < high) & (b >= low) & (b < high))
-
-
-@inline
-def _extent(x: Rows, w: Rows, first: int, count: int) -> tuple[Floats, Floats, Floats, Floats]:
-    """Least and greatest element, sum of the weights, sum of the weighted elements."""
-    low = high = load_pair(x, first, count)
-    sum_w = load_pair(w, 0, count)
-    sum_x = sum_w * low
-    for i in range(1, count):
-        value, weight = load_pair(x, first + i, count), load_pair(w, i, count)
-        low = select(value < low, value, low)
-        high = select(value > high, value, high)
-        sum_w = sum_w + weight
-        sum_x = sum_x + weight * value
-    return low, high, sum_w, sum_x
-
-
-@inline
-def _asymmetric_sums(
-    x: Rows, w: Rows, codes: Rows, first: int, count: int, inverse: Floats, low: Floats, top: np.float32, reach: int
-) -> tuple[Floats, Floats, Floats]:
-    """Choose codes; returns the weighted sums of code, code squared and code times element."""
-    sum_l = sum_l2 = sum_xl = joined(splat(ZERO), splat(ZERO))
-    for i in range(count):
-        value, weight = load_pair(x, first + i, count), load_pair(w, i, count)
-        scaled = inverse * (value - low)
-        if reach == CODES:
-            code = (scaled + MAGIC) - MAGIC
-        elif reach == TAME:
-            code = nearest_float(scaled, ZERO, top)
-        else:
-            code = to_float(clamp(nearest(scaled), 0, int32(top)))
-        store_pair(codes, i, count, code)
-        weighted = weight * code
-        sum_l = sum_l + weighted
-        sum_l2 = sum_l2 + weighted * code
-        sum_xl = sum_xl + weighted * value
-    return sum_l, sum_l2, sum_xl
-
-
-@inline
-def _asymmetric_error(
-    x: Rows, w: Rows, codes: Rows, first: int, count: int, scale: Floats, low: Floats, is_absolute: bool
-) -> Floats:
-    error = joined(splat(ZERO), splat(ZERO))
-    for i in range(count):
-        off = (scale * load_pair(codes, i, count) + low) - load_pair(x, first + i, count)
-        error = error + load_pair(w, i, count) * (magnitude(off) if is_absolute else off * off)
-    return error
-
-
-@inline
-def asymmetric(
-    x: Rows,
-    w: Rows,
-    codes: Rows,
-    first: int,
-    count: int,
-    top: int,
-    start: np.float32,
-    step: np.float32,
-    steps: int,
-    is_absolute: bool,
-) -> tuple[Floats, Floats, Floats, Floats]:
-    """``make_qkx2_quants`` and ``make_qkx3_quants``: fit ``scale * code - minimum`` with codes 0 .. top.
-
-    Two sub-blocks at once, in the two halves of each vector, because one alone would wait for its own sums. Elements
-    are rows ``first .. first + 2 * count`` of ``x``, weights rows ``0 .. 2 * count`` of ``w``; ``codes`` is scratch.
-    Tries the inverse scales ``(start + step * s + top) / range`` for s = 0 .. steps and keeps the least weighted
-    error, absolute or squared. Returns scale and minimum (>= 0), then what ``asymmetric_codes`` needs.
-    """
-    limit = float32(top)
-    least, high, sum_w, sum_x = _extent(x, w, first, count)
-    low = select(least > ZERO, ZERO, least)
-    is_flat = high == low
-    greatest = high
-    high = select(is_flat, low + ONE, high)  # keeps the numbers of the unused lane tame
-    inverse = limit / (high - low)
-    best_inverse, best_low = select(is_flat, ZERO, inverse), low
-    scale = ONE / inverse
-    _asymmetric_sums(x, w, codes, first, count, inverse, low, limit, WILD)
-    error = _asymmetric_error(x, w, codes, first, count, scale, low, is_absolute)
-    error = select(is_flat, -INFINITY, error)
-    scale = select(is_flat, ZERO, scale)
-    for s in range(steps + 1):
-        inverse = ((start + step * float32(s)) + limit) / (high - low)
-        a, b = inverse * (least - low), inverse * (greatest - low)
-        if _lie_within(a, b, -HALF, limit + HALF):
-            sum_l, sum_l2, sum_xl = _asymmetric_sums(x, w, codes, first, count, inverse, low, limit, CODES)
-        elif _lie_within(a, b, -TAME_BELOW, TAME_BELOW):
-            sum_l, sum_l2, sum_xl = _asymmetric_sums(x, w, codes, first, count, inverse, low, limit, TAME)
-        else:
-            sum_l, sum_l2, sum_xl = _asymmetric_sums(x, w, codes, first, count, inverse, low, limit, WILD)
-        determinant = sum_w * sum_l2 - sum_l * sum_l
-        new_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
-        new_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
-        is_above = new_low > ZERO
-        if any_lane(is_above):
-            new_low = select(is_above, ZERO, new_low)
-            new_scale = select(is_above, sum_xl / sum_l2, new_scale)
-        new_error = _asymmetric_error(x, w, codes, first, count, new_scale, new_low, is_absolute)
-        is_better = (determinant > ZERO) & (new_error < error)
-        error = select(is_better, new_error, error)
-        scale = select(is_better, new_scale, scale)
-        best_inverse = select(is_better, inverse, best_inverse)
-        best_low = select(is_better, low, best_low)
-        low = select(is_better, new_low, low)  # the next steps search from the new minimum, as the original does
-    return scale, low * MINUS_ONE, best_inverse, best_low
 
 
 @inline
@@ -169,26 +43,56 @@ def symmetric_codes(x: Floats, inverse: Floats, top: int) -> Ints:
 
 @inline
 def _symmetric_sums(
-    x: Rows, w: Rows, wx: Rows, first: int, count: int, inverse: Floats, top: np.float32, is_tame: bool
-) -> tuple[Floats, Floats]:
-    sum_lx = sum_l2 = splat(ZERO)
+    x: Rows, w: Rows, wx: Rows, first: int, count: int, a: Floats, b: Floats, top: np.float32, reach: int
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Choose codes by two inverses; returns for each the weighted sums of code times element and of code squared.
+
+    Two, because a sum has to wait for its own last addition: so there are others to be done meanwhile.
+    """
+    a_lx = a_l2 = b_lx = b_l2 = splat(ZERO)
     for i in range(count):
-        scaled = inverse * load(x, first + i)
-        if is_tame:
-            code = nearest_float(scaled, -top, top - ONE)
-        else:
-            code = to_float(clamp(nearest(scaled), -int32(top), int32(top) - 1))
-        sum_lx = sum_lx + load(wx, i) * code
-        sum_l2 = sum_l2 + (load(w, i) * code) * code
-    return sum_lx, sum_l2
+        value, weight, weighted = load(x, first + i), load(w, first + i), load(wx, i)
+        a_code = nearest_code(a * value, -top, top - ONE, reach)
+        b_code = nearest_code(b * value, -top, top - ONE, reach)
+        a_lx = a_lx + weighted * a_code
+        b_lx = b_lx + weighted * b_code
+        a_l2 = a_l2 + (weight * a_code) * a_code
+        b_l2 = b_l2 + (weight * b_code) * b_code
+    return a_lx, a_l2, b_lx, b_l2
+
+
+@inline
+def _trial_inverse(top: np.float32, extreme: Floats, trial: int) -> Floats:
+    """What puts the extreme element some tenths from ``-top``: nearer to 0 in trials 0 .. 8, farther in 9 .. 17."""
+    tenths = trial - 9 if trial < 9 else trial - 8
+    return -(top + TENTH * float32(tenths)) / extreme
+
+
+@inline
+def _trial_reach(trial: int) -> int:
+    """Elements reach to top - 0.6, then to top + 0.3, then farther; -top is a code, top is none."""
+    if trial < 4:
+        return WITHIN
+    return ABOVE if trial < 12 else AROUND
+
+
+@inline
+def _better_symmetric(
+    sum_lx: Floats, sum_l2: Floats, inverse: Floats, scale: Floats, best: Floats, best_inverse: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """Scale, what it is good for, and inverse: the best so far or those of a trial."""
+    is_better = (sum_l2 > ZERO) & (sum_lx * sum_lx > best * sum_l2)
+    scale = select(is_better, sum_lx / sum_l2, scale)
+    best = select(is_better, scale * sum_lx, best)
+    return scale, best, select(is_better, inverse, best_inverse)
 
 
 @inline
 def symmetric(x: Rows, w: Rows, wx: Rows, first: int, count: int, top: int) -> tuple[Floats, Floats]:
     """``make_qx_quants`` with rmse_type 1: fit ``scale * code`` with codes -top .. top - 1.
 
-    Elements are rows ``first .. first + count`` of ``x``, weights rows ``0 .. count`` of ``w``; ``wx`` is scratch.
-    Returns the scale, which may be negative, and the inverse for ``symmetric_codes``.
+    Elements are rows ``first .. first + count`` of ``x``, weights the same rows of ``w``; ``wx`` is scratch. Returns
+    the scale, which may be negative, and the inverse for ``symmetric_codes``.
     """
     limit = float32(top)
     peak, extreme = _signed_peak(x, first, count)
@@ -196,24 +100,20 @@ def symmetric(x: Rows, w: Rows, wx: Rows, first: int, count: int, top: int) -> t
     extreme = select(is_zero, ONE, extreme)  # keeps the numbers of the unused lane tame
     is_tame = all_lanes(peak < INFINITY)  # not so where these elements are scales that overflowed
     for i in range(count):
-        store(wx, i, load(w, i) * load(x, first + i))
-    best_inverse = -limit / extreme
-    sum_lx, sum_l2 = _symmetric_sums(x, w, wx, first, count, best_inverse, limit, False)
+        store(wx, i, load(w, first + i) * load(x, first + i))
+    inverse = -limit / extreme
+    sum_lx, sum_l2, _, _ = _symmetric_sums(x, w, wx, first, count, inverse, inverse, limit, ANYWHERE)
     scale = select(sum_l2 == ZERO, ZERO, sum_lx / sum_l2)
     best = scale * sum_lx
-    for s in range(-9, 10):
-        if s == 0:
-            continue
-        inverse = -(limit + TENTH * float32(s)) / extreme
-        if is_tame:
-            sum_lx, sum_l2 = _symmetric_sums(x, w, wx, first, count, inverse, limit, True)
-        else:
-            sum_lx, sum_l2 = _symmetric_sums(x, w, wx, first, count, inverse, limit, False)
-        is_better = (sum_l2 > ZERO) & (sum_lx * sum_lx > best * sum_l2)
-        scale = select(is_better, sum_lx / sum_l2, scale)
-        best = select(is_better, scale * sum_lx, best)
-        best_inverse = select(is_better, inverse, best_inverse)
-    return select(is_zero, ZERO, scale), select(is_zero, NAN, best_inverse)
+    next_a, next_b = _trial_inverse(limit, extreme, 0), _trial_inverse(limit, extreme, 1)
+    for trial in range(0, 18, 2):
+        a, b = next_a, next_b
+        next_a, next_b = _trial_inverse(limit, extreme, trial + 2), _trial_inverse(limit, extreme, trial + 3)
+        reach = _trial_reach(trial) if is_tame else ANYWHERE
+        a_lx, a_l2, b_lx, b_l2 = _symmetric_sums(x, w, wx, first, count, a, b, limit, reach)
+        scale, best, inverse = _better_symmetric(a_lx, a_l2, a, scale, best, inverse)
+        scale, best, inverse = _better_symmetric(b_lx, b_l2, b, scale, best, inverse)
+    return select(is_zero, ZERO, scale), select(is_zero, NAN, inverse)
 
 
 @inline
@@ -225,7 +125,7 @@ def _start_refined(x: Rows, codes: Rows, sums: Rows, first: int, count: int, sub
     for i in range(first, first + count):
         value = load(x, i)
         weight = value * value
-        code = nearest_float(inverse * value, float32(-4), float32(3))
+        code = nearest_code(inverse * value, float32(-4), float32(3), AROUND)
         store(codes, i, code)
         sum_lx = sum_lx + (weight * value) * code
         sum_l2 = sum_l2 + (weight * code) * code
