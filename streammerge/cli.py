@@ -1,5 +1,6 @@
 """The command line. Imports nothing heavy: ``streammerge --help`` answers at once."""
 
+import gc
 import json
 import os
 import shlex
@@ -324,7 +325,20 @@ def _allow_many_files() -> None:
 
 
 def main() -> None:
-    """Run the command line; every error of ours is one line and an exit code, and what is kept another line."""
+    """Run the command line.
+
+    What a start makes, some 100,000 objects, stays until the end. Python's collector is to look at it seldom, and not
+    once more when all is done: together that takes 0.2 s.
+    """
+    gc.set_threshold(10_000)
+    try:
+        _run()
+    finally:
+        gc.freeze()
+
+
+def _run() -> None:
+    """Every error of ours is one line and an exit code, and what is kept another line."""
     try:
         cli(prog_name="streammerge", standalone_mode=False)
     except click.ClickException as error:

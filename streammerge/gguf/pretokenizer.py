@@ -1,30 +1,20 @@
 """Which of llama.cpp's pre-tokenizers a tokenizer.json has: by the hash of the ids that it gives a known text.
 
-The ``tokenizers`` library does the encoding, in a process of its own that ends: a large vocabulary takes some 200 MB
-there, more than most merges. ``python -m streammerge.gguf.pretokenizer FILE`` is that process.
+The ``tokenizers`` library does the encoding, in a process of its own (``known_text.py``) that ends: a large vocabulary
+takes some 200 MB there, more than most merges.
 """
 
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 
 from streammerge.errors import FormatError, RecipeError
+from streammerge.gguf.known_text import MISSING, known_pre_tokenizers
 
-_MISSING = 3  # exit code of a child without the library
 _SECONDS = 60  # for an encoding that takes one or two: patterns of a tokenizer may be made to take for ever
-_MEMORY = 4 << 30  # address space of the child
-
-
-@cache
-def known_pre_tokenizers() -> tuple[str, Mapping[str, str]]:
-    """A text full of odd cases, and the pre-tokenizer for the hash of its ids (llama.cpp, ``conversion/base.py``)."""
-    table = json.loads(Path(__file__).with_name("pretokenizers.json").read_text(encoding="utf-8"))
-    return table["test_string"], table["hash_to_pre"]
 
 
 def check_pre_tokenizer(name: str) -> None:
@@ -40,7 +30,7 @@ class Recognition:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        command = [sys.executable, "-P", "-m", "streammerge.gguf.pretokenizer", str(path)]
+        command = [sys.executable, "-P", "-m", "streammerge.gguf.known_text", str(path)]
         self._child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace"
         )
@@ -81,7 +71,7 @@ class Recognition:
                 f"{self._path}: encoding a text with it takes longer than {_SECONDS} s; name its pre-tokenizer with "
                 "--pre-tokenizer"
             ) from error
-        if self._child.returncode == _MISSING:
+        if self._child.returncode == MISSING:
             raise RecipeError(
                 "recognizing the pre-tokenizer takes the tokenizers library: pip install 'streammerge[gguf]'; "
                 "or name it, such as --pre-tokenizer llama-bpe"
@@ -96,28 +86,3 @@ class Recognition:
 def hash_ids(ids: list[int]) -> str:
     """llama.cpp's hash of token ids."""
     return sha256(str(ids).encode()).hexdigest()
-
-
-def main(path: str) -> int:
-    """Print the ids as JSON. Returns the exit code."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        return _MISSING
-    text, _ = known_pre_tokenizers()
-    if sys.platform == "linux":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    try:
-        tokenizer = Tokenizer.from_file(path)
-        ids = [tokenizer.encode(text).ids, tokenizer.encode(text, add_special_tokens=False).ids]
-    except BaseException as error:  # the library raises nothing narrower, and panics
-        print(" ".join(str(error).split()), file=sys.stderr)
-        return 1
-    print(json.dumps(ids))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
