@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..quants.codebooks import IQ4_LIMITS, IQ4_VALUES
 from .fields import constant, inverted, looked_up, put_half, put_nibbles, root, signed_peaks, table
+from .fused import find
 from .k_blocks import added
 from .rounding import nearest
 from .search import EPSILON
@@ -16,6 +17,9 @@ from .search import EPSILON
 WIDTH = 32
 SUPER = 8  # sub-blocks of an IQ4_XS block
 TRIES = 7
+
+_LEAST = float(IQ4_VALUES[0])
+_NUMERATORS = tuple(attempt + _LEAST for attempt in range(-TRIES, TRIES + 1))
 
 SCRATCH = {"IQ4_NL": 23, "IQ4_XS": 25}
 
@@ -39,14 +43,11 @@ def _weights(squares: Tensor, weights: Tensor, group: int) -> Tensor:
     return w.view(WIDTH, -1, importance.shape[2]).mul_(importance).view_as(squares)
 
 
-def _inverses(extreme: Tensor) -> Tensor:
+def _inverses(extreme: Tensor, numerators: Tensor) -> Tensor:
     """The inverse scales to try, (tries, sub-blocks)."""
     device = extreme.device
-    least = float(IQ4_VALUES[0])
-    first = constant(1.0, device) / (extreme.neg() / constant(least, device))
-    numerators = tuple(attempt + least for attempt in range(-TRIES, TRIES + 1))
-    others = table(numerators, torch.float32, device).view(-1, 1) / extreme
-    return torch.cat([first.view(1, -1), others])
+    first = constant(1.0, device) / (extreme.neg() / constant(_LEAST, device))
+    return torch.cat([first.view(1, -1), numerators.view(-1, 1) / extreme])
 
 
 def _fit(x: Tensor, w: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +83,11 @@ def _search(blocks: Tensor, weights: Tensor | None, group: int) -> Tensor:
     w = x * x
     if weights is not None:
         w = _weights(w, weights, group)
-    scale = _best(*_fit(x, w, _inverses(extreme)))
+    numerators = table(_NUMERATORS, torch.float32, x.device)
+    if (fused := find(x.device)) is not None:
+        scale: Tensor = fused.iq4_scale(x, w, numerators, extreme)
+    else:
+        scale = _best(*_fit(x, w, _inverses(extreme, numerators)))
     return scale.masked_fill_(extreme.abs() < EPSILON, 0.0).view(-1, 1)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .fields import root
+from .fused import find
 
 BLOCK = 256
 
@@ -20,6 +21,9 @@ def by_element(values: Tensor, count: int) -> Tensor:
 
 def added(terms: Tensor) -> Tensor:
     """The sum along the first axis, in its order, each addition rounded."""
+    if (fused := find(terms.device)) is not None:
+        total: Tensor = fused.added(terms)
+        return total
     first, *others = terms.unbind()
     total = first + 0.0  # sums begin with 0 in ggml: no sum of zeros is -0
     for term in others:
@@ -29,11 +33,7 @@ def added(terms: Tensor) -> Tensor:
 
 def _sum_by_block(terms: Tensor) -> Tensor:
     """``(blocks)``: the sum of all elements of a block, in their order."""
-    total = torch.zeros_like(terms[0, 0])
-    for sub in terms.unbind(1):
-        for term in sub.unbind():
-            total += term
-    return total
+    return added(terms.transpose(0, 1).flatten(0, 1))
 
 
 def of_columns(weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

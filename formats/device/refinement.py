@@ -8,6 +8,7 @@ from numpy import float32
 from torch import Tensor
 
 from .fields import constant
+from .fused import find
 from .k_blocks import added, signed_peak
 from .rounding import nearest, nearest_float, nearest_tame
 from .search import EPSILON, TENTH, numbers
@@ -48,6 +49,9 @@ def refined(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns the scale and the codes, as floats; they are all -4 in a sub-block of zeros.
     """
+    if (fused := find(x.device)) is not None:
+        scale, codes = fused.refined(x, _PASSES)
+        return scale, codes
     peak, extreme = signed_peak(x)
     is_zero = peak < EPSILON
     inverse = constant(-4.0, x.device) / torch.where(is_zero, 1.0, extreme)
@@ -61,10 +65,8 @@ def refined(x: Tensor) -> tuple[Tensor, Tensor]:
     return scale, codes.masked_fill_(is_zero, -4.0)
 
 
-def _start_positive(x: Tensor, w: Tensor, top: int, greatest: Tensor) -> Tensor:
+def _start_positive(x: Tensor, w: Tensor, top: int, greatest: Tensor, numerators: Tensor) -> Tensor:
     """The inverse scale with the least weighted squared error, of nine around ``top / greatest``."""
-    tries = (0, *range(-4, 0), *range(1, 5))
-    numerators = numbers([TENTH * float32(s) + float32(top) for s in tries], x.device)
     inverses = torch.stack([numerator / greatest for numerator in numerators])
     x, w = x.unsqueeze(1), w.unsqueeze(1)
     codes = nearest(x * inverses)
@@ -93,9 +95,14 @@ def positive(x: Tensor, w: Tensor, top: int) -> tuple[Tensor, Tensor]:
     ``x`` is (count, kinds, blocks), ``w`` (count, 1, blocks). Returns the scale and the codes, as floats. As in the
     original a code is a byte, and nothing keeps a negative number from becoming a large one.
     """
+    tries = (0, *range(-4, 0), *range(1, 5))
+    numerators = numbers([TENTH * float32(s) + float32(top) for s in tries], x.device)
+    if (fused := find(x.device)) is not None:
+        scale, levels = fused.positive(x, w, numerators, top, _PASSES)
+        return scale, levels
     greatest = x.amax(0)
     is_zero = greatest < EPSILON
-    codes = nearest(_start_positive(x, w, top, greatest) * x).clamp_(max=top)
+    codes = nearest(_start_positive(x, w, top, greatest, numerators) * x).clamp_(max=top)
     pairs = torch.stack([w * x, w.expand_as(x)], 1)
     sums = _sums(pairs, codes.float()).masked_fill_(is_zero, 0.0)
     levels = codes.bitwise_and_(0xFF).masked_fill_(is_zero, 0).float()

@@ -13,6 +13,7 @@ from numpy import float32
 from torch import Tensor
 
 from .fields import constant, table
+from .fused import find
 from .k_blocks import added, signed_peak
 from .rounding import nearest_float, nearest_tame
 
@@ -29,9 +30,9 @@ class Affine(NamedTuple):
     low: Tensor
 
 
-def numbers(values: list[np.float32], device: torch.device) -> tuple[Tensor, ...]:
+def numbers(values: list[np.float32], device: torch.device) -> Tensor:
     """Numbers to be divided by tensors."""
-    return table(tuple(map(float, values)), torch.float32, device).unbind()
+    return table(tuple(map(float, values)), torch.float32, device)
 
 
 class _Trials:
@@ -83,18 +84,21 @@ def asymmetric(x: Tensor, w: Tensor, top: int, starts: list[np.float32], is_abso
 
     Tries the inverse scales ``(start + top) / range`` and keeps the least weighted error, absolute or squared.
     """
-    first, *numerators = numbers([float32(top), *(start + float32(top) for start in starts)], x.device)
+    numerators = numbers([float32(top), *(start + float32(top) for start in starts)], x.device)
+    if (fused := find(x.device)) is not None:
+        scale, low, inverse, start = fused.asymmetric(x, w, numerators, top, is_absolute).unbind()
+        return Affine(scale, low * -1.0, inverse, start)
     trials = _Trials(x, w, top, is_absolute)
     least = x.gather(0, x.argmin(0, keepdim=True))[0]  # a zero has the sign of the first zero: Q4_1 stores it
     low, high = torch.where(least > 0, 0.0, least), x.amax(0)
     is_flat = high == low
     high = torch.where(is_flat, low + 1.0, high)
-    inverse = first / (high - low)
+    inverse = numerators[0] / (high - low)
     scale = constant(1.0, x.device) / inverse
     trials.choose(inverse, low)
     error = trials.error(scale, low).masked_fill_(is_flat, -torch.inf)
     best = torch.stack([error, scale.masked_fill_(is_flat, 0.0), low, inverse.masked_fill_(is_flat, 0.0), low])
-    for numerator in numerators:
+    for numerator in numerators[1:]:
         low = best[2]  # a step searches from the best minimum so far, as the original does
         inverse = numerator / (high - low)
         trials.choose(inverse, low)
@@ -112,6 +116,11 @@ def symmetric(x: Tensor, w: Tensor, top: int, is_tame: bool) -> tuple[Tensor, Te
     ``is_tame``: all elements are finite. Returns the scale, which may be negative, and the inverse that makes the
     codes, ``nearest(inverse * x)``; it is NaN for a sub-block of zeros, whose codes are 0 after ``top`` was added.
     """
+    tries = (0, *range(-9, 0), *range(1, 10))
+    numerators = numbers([-(float32(top) + TENTH * float32(s)) for s in tries], x.device)
+    if (fused := find(x.device)) is not None:
+        scale, inverse = fused.symmetric(x, w, numerators, top).unbind()
+        return scale, inverse
     peak, extreme = signed_peak(x)
     is_zero = peak < EPSILON
     extreme = torch.where(is_zero, 1.0, extreme)  # keeps the numbers of the unused lane tame
@@ -124,13 +133,11 @@ def symmetric(x: Tensor, w: Tensor, top: int, is_tame: bool) -> tuple[Tensor, Te
         torch.mul(w, codes, out=products[:, 1]).mul_(codes)
         return added(products).unbind()
 
-    tries = (0, *range(-9, 0), *range(1, 10))
-    first, *numerators = numbers([-(float32(top) + TENTH * float32(s)) for s in tries], x.device)
-    inverse = first / extreme
+    inverse = numerators[0] / extreme
     sum_lx, sum_l2 = fit(inverse)
     scale = (sum_lx / sum_l2).masked_fill_(sum_l2 == 0, 0.0)
     best = torch.stack([scale, scale * sum_lx, inverse])
-    for numerator in numerators:
+    for numerator in numerators[1:]:
         inverse = numerator / extreme
         sum_lx, sum_l2 = fit(inverse)
         scale = sum_lx / sum_l2

@@ -2,10 +2,13 @@
 
 from dataclasses import replace
 
+import torch
+
 from .. import budget
 from ..budget import MIB, Demand
 from ..demand import input_widths, output_width, quantized_width
 from ..execute import NoSink
+from ..formats.device import fused
 from ..formats.device import scratch as quantizing_scratch
 from ..kernels.contract import BLOCK
 from ..kernels.cuda import scratch as merging_scratch
@@ -21,6 +24,10 @@ _RUNTIME = 32 * MIB
 _DEFAULT_SHARE = 0.8
 # Bytes for each quantized value: as float32, and its bytes before rows are moved or rounded.
 _ENCODED = 4 + 4
+_NO_TRITON = (
+    "Triton, or the C compiler that it calls, is not there: most types will take several times as long to quantize on "
+    "the device; CUDA builds of torch for Linux bring Triton along, else: pip install triton"
+)
 
 
 def placed(plan: Plan, demand: Demand, threads: int) -> Plan:
@@ -39,14 +46,25 @@ def placed(plan: Plan, demand: Demand, threads: int) -> Plan:
     memory = budget.fit(demand, allowed=granted, reserved=reserved, threads=threads, largest=LARGEST_CHUNK)
     workers, chunk, vram = fit(memory, wanted, allowed)
     memory = budget.fit(demand, allowed=granted, reserved=reserved, threads=workers, largest=chunk)
-    return replace(plan, memory=memory, placement=replace(plan.placement, vram=vram))
+    notices = (*plan.notices, *missing(plan, device))
+    return replace(plan, memory=memory, placement=replace(plan.placement, vram=vram), notices=notices)
+
+
+def missing(plan: Plan, device: torch.device) -> tuple[str, ...]:
+    """What would make the device faster, and is not there."""
+    slow = device.type == "cuda" and _quantized_types(plan) and fused.find(device) is None
+    return (_NO_TRITON,) if slow else ()
+
+
+def _quantized_types(plan: Plan) -> set[str]:
+    return {job.target.dtype for job in plan.jobs if job.target is not None and job.target.is_quantized}
 
 
 def device_demand(plan: Plan, demand: Demand) -> DeviceDemand:
     """What the merge takes on a device."""
     agents, jobs = len(plan.agents), plan.jobs
     merging = 4 * (agents + 2) + merging_scratch(agents)
-    types = {job.target.dtype for job in jobs if job.target is not None and job.target.is_quantized}
+    types = _quantized_types(plan)
     quantizing = _ENCODED + max(map(quantizing_scratch, types)) if types else 0
     numbers = -(-2 * demand.numbers // BLOCK)  # of a block, and once more when its axis moves
     return DeviceDemand(

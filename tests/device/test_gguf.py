@@ -79,3 +79,19 @@ def test_a_scale_that_overflows_is_named_as_on_the_processor(tmp_path, placed):
             )
         said.append(str(caught.value))
     assert said[0] == said[1] and "too large for Q8_0" in said[0]
+
+
+def test_the_plan_says_where_triton_is_missing(models, tmp_path, monkeypatch):
+    import torch
+
+    from streammerge.device import prepare
+
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(prepare.fused, "find", lambda device: None)
+    quantized = streammerge.plan(*models, tmp_path / "out.gguf", quantize="Q4_K_M", device="cpu", **PRE)
+    (notice,) = prepare.missing(quantized, gpu)
+    assert "pip install triton" in notice
+    assert not prepare.missing(quantized, torch.device("cpu"))
+    assert not prepare.missing(streammerge.plan(*models, tmp_path / "out", device="cpu"), gpu)
+    monkeypatch.setattr(prepare.fused, "find", lambda device: prepare)
+    assert not prepare.missing(quantized, gpu)
