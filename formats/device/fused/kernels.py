@@ -14,7 +14,9 @@ def added(terms: Tensor) -> Tensor:
     """The sum along the first axis."""
     found = terms.new_empty(terms.shape[1:])
     rows, n = terms.reshape(len(terms), -1), found.numel()
-    sums.added[rounding.programs(n)](rows, found, n, *rows.shape[:1], *rows.stride(), rounding.LANES, **rounding.OPTIONS)
+    sums.added[rounding.programs(n)](
+        rows, found, n, len(rows), *rows.stride(), rounding.LANES, **rounding.OPTIONS
+    )  # fmt: skip
     return found
 
 
