@@ -1,6 +1,7 @@
 """The one Numba decorator of the project: every compiled function follows the same policy.
 
-* compiled for an explicit signature when its module is imported, and cached on disk;
+* compiled for an explicit signature, and cached on disk;
+* loaded when it is first called or compiled into another, or before that by ``Kernel.load``: each takes some 8 ms;
 * the GIL is released, so that workers run side by side;
 * no fast-math and no contraction to fused multiply-add: each operation rounds once, as IEEE 754 says;
 * numpy's error model: a division by zero is inf or NaN, never an exception (and loops vectorize).
@@ -12,12 +13,15 @@ import hashlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
+from functools import update_wrapper
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar, cast
 
 import numba
-from numba import extending
+from numba import extending, types  # type: ignore[attr-defined]
 from numba.core import config
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -76,17 +80,44 @@ CACHE = Path(getattr(config, "CACHE_DIR", "") or cache_folder()) / sources_diges
 setattr(config, "CACHE_DIR", str(CACHE))  # noqa: B010
 
 
+class Kernel:
+    """A compiled function. Numba takes it for what it is when another function calls it."""
+
+    _loading = threading.RLock()
+
+    def __init__(self, function: Callable[..., Any], signature: str) -> None:
+        self._function, self._signature, self._compiled = function, signature, None
+        update_wrapper(self, function)
+
+    def load(self) -> Any:
+        """From the cache; compile it if it is not there."""
+        with self._loading:
+            if self._compiled is None:
+                decorate = numba.njit(self._signature, nogil=True, cache=True, error_model="numpy")
+                self._compiled = decorate(self._function)
+        return self._compiled
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call it."""
+        return (self._compiled or self.load())(*arguments)
+
+
+@extending.typeof_impl.register(Kernel)
+def _type_of(kernel: Kernel, context: object) -> Any:
+    return types.Dispatcher(kernel.load())
+
+
+def kernels_of(module: ModuleType) -> list[Kernel]:
+    """Those that a module defines."""
+    return [one for one in vars(module).values() if isinstance(one, Kernel) and one.__module__ == module.__name__]
+
+
 def jit(signature: str) -> Callable[[F], F]:
     """Compile a function for one signature, for example ``"int64(Array(uint16, 1, 'C', True), float32[::1])"``.
 
     ``Array(..., True)`` is a read-only array: it takes mapped files and writable buffers alike.
     """
-
-    def decorate(function: F) -> F:
-        compiled = numba.njit(signature, nogil=True, cache=True, error_model="numpy")(function)
-        return cast(F, compiled)
-
-    return decorate
+    return lambda function: cast(F, Kernel(function, signature))
 
 
 def inline(function: F) -> F:

@@ -15,12 +15,17 @@ from pathlib import Path
 
 from .contract import Kernels
 
-_CPU = ("formats.codecs", "kernels.cpu", "kernels.stored")
+# A merge is done by what ``stored`` compiles into one; the others are loaded one by one if something else calls them.
+_MERGING = ("kernels.stored",)
+_PRIMITIVES = ("formats.codecs", "kernels.ram", "kernels.sums", "kernels.selection", "kernels.masks", "kernels.cpu")
 
 
-def load_cpu(notify: Callable[[str], None] = lambda text: None) -> Kernels:
-    """The Numba backend, compiled or from the cache. ``notify`` is told if it has to be compiled."""
-    _load(_CPU, "compiling the kernels for this processor, once (some 10 seconds)", notify)
+def load_cpu(notify: Callable[[str], None] = lambda text: None, *, one_by_one: bool = False) -> Kernels:
+    """The Numba backend, compiled or from the cache. ``notify`` is told if it has to be compiled. ``one_by_one``: load
+    all primitives, for those who call them and not methods."""
+    text = "compiling the kernels for this processor, once (some 10 seconds)"
+    _compile((*_PRIMITIVES, *_MERGING), text, notify)
+    _load((*_PRIMITIVES, *_MERGING) if one_by_one else _MERGING)
     from .cpu import CPU
 
     return CPU()
@@ -32,10 +37,19 @@ def load_quants(types: Collection[str], notify: Callable[[str], None] = lambda t
 
     modules = [f"formats.quants.{family}" for family in families(types)]
     if modules:
-        _load(modules, "compiling the quantization kernels, once (up to a minute for each family of types)", notify)
+        _compile(modules, "compiling the quantization kernels, once (up to a minute for each family of types)", notify)
+        _load(modules)
 
 
-def _load(modules: Sequence[str], text: str, notify: Callable[[str], None]) -> None:
+def _load(modules: Sequence[str]) -> None:
+    from ..formats.jit import kernels_of
+
+    for module in modules:
+        for kernel in kernels_of(import_module(f"streammerge.{module}")):
+            kernel.load()
+
+
+def _compile(modules: Sequence[str], text: str, notify: Callable[[str], None]) -> None:
     from ..formats.jit import CACHE
 
     stamps = [CACHE / f"compiled-{module}-{_fingerprint()}" for module in modules]
@@ -54,8 +68,6 @@ def _load(modules: Sequence[str], text: str, notify: Callable[[str], None]) -> N
         else:
             for stamp in stamps:
                 stamp.touch()
-    for module in modules:
-        import_module(f"streammerge.{module}")
 
 
 @cache
@@ -71,5 +83,4 @@ def _fingerprint() -> str:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or _CPU:
-        import_module(f"streammerge.{name}")
+    _load(sys.argv[1:] or (*_PRIMITIVES, *_MERGING))
