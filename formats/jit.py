@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, TypeVar, cast
 
 import numba
-from numba import extending, types  # type: ignore[attr-defined]
+from numba import extending, types
 from numba.core import config
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -86,7 +86,8 @@ class Kernel:
     _loading = threading.RLock()
 
     def __init__(self, function: Callable[..., Any], signature: str) -> None:
-        self._function, self._signature, self._compiled = function, signature, None
+        self._function, self._signature = function, signature
+        self._compiled: Any = None
         update_wrapper(self, function)
 
     def load(self) -> Any:
@@ -117,7 +118,11 @@ def jit(signature: str) -> Callable[[F], F]:
 
     ``Array(..., True)`` is a read-only array: it takes mapped files and writable buffers alike.
     """
-    return lambda function: cast(F, Kernel(function, signature))
+
+    def decorate(function: F) -> F:
+        return cast(F, Kernel(function, signature))
+
+    return decorate
 
 
 def inline(function: F) -> F:

@@ -186,8 +186,8 @@ def make_plan(
     method: Method | None = None,
 ) -> Plan:
     """Decide everything about a merge from headers. ``reserved`` (bytes) is measured if not given, after the kernels
-    that quantize have been loaded; ``notify`` is told if they have to be compiled first. ``method`` takes the place of
-    the recipe's.
+    that will be called have been loaded; ``notify`` is told if they have to be compiled first. ``method`` takes the
+    place of the recipe's.
 
     Raises FormatError, MismatchError, RecipeError, OutputError, BudgetError.
     """
@@ -214,6 +214,10 @@ def make_plan(
         jobs, files, output = gguf.jobs, gguf.files, gguf.path
     else:
         output, files = recipe.output, _safetensors_files(recipe, jobs)
+    if given or recipe.report is not None or any(job.dtype == "F64" for job in jobs):
+        from .kernels.load import load_cpu
+
+        load_cpu(notify, one_by_one=True)  # weights go through them as float32
     # Positional reads by default: their memory is known exactly, and a failing disk is an error, not a signal.
     io: Literal["mmap", "pread"] = "mmap" if recipe.io == "mmap" else "pread"
     threads = recipe.threads or processors()
