@@ -24,9 +24,9 @@ _RUNTIME = 32 * MIB
 _DEFAULT_SHARE = 0.8
 # Bytes for each quantized value: as float32, and its bytes before rows are moved or rounded.
 _ENCODED = 4 + 4
-_NO_TRITON = (
-    "Triton, or the C compiler that it calls, is not there: most types will take several times as long to quantize on "
-    "the device; CUDA builds of torch for Linux bring Triton along, else: pip install triton"
+_SLOW = (
+    "most types take several times as long to quantize on the device, without what Triton compiles ({}); it is part of "
+    "CUDA builds of torch for Linux from 2.10 on, and needs a C compiler and Python's headers"
 )
 
 
@@ -53,7 +53,7 @@ def placed(plan: Plan, demand: Demand, threads: int) -> Plan:
 def missing(plan: Plan, device: torch.device) -> tuple[str, ...]:
     """What would make the device faster, and is not there."""
     slow = device.type == "cuda" and _quantized_types(plan) and fused.find(device) is None
-    return (_NO_TRITON,) if slow else ()
+    return (_SLOW.format(fused.why_not(device)),) if slow else ()
 
 
 def _quantized_types(plan: Plan) -> set[str]:

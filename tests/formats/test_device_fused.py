@@ -123,6 +123,14 @@ def test_refined(fused, monkeypatch):
     assert fused == {"refined"}
 
 
+def test_an_importance_for_each_column_and_rows_of_one_block(fused):
+    """Where every block has the same weights they are one block's, seen as many."""
+    rng = np.random.default_rng(31)
+    values, weights = rng.standard_normal(5 * 256, np.float32), rng.random(256, np.float32)
+    found = encoder_on(CPU)("Q6_K", values, 256, weights)
+    assert np.array_equal(found, quant_checks.encode("Q6_K", values, 256, weights))
+
+
 @pytest.mark.parametrize(
     ("name", "is_weighted", "used"),
     [
@@ -151,7 +159,7 @@ def test_what_is_compiled_rounds_each_operation_and_keeps_subnormals():
     programs = child.stdout.split(".version")[1:]
     assert len(programs) == 7
     for program in programs:
-        found = set(re.findall(r"\b[a-z]+(?:\.\w+)*\.f(?:32|16|64)\b", program))
+        found = set(re.findall(r"\b([a-z]+(?:\.\w+)*\.f(?:32|16|64))(?:x2)?\b", program))
         computed = {name for name in found if name.split(".")[0] not in ("selp", "setp", "abs", "neg", "cvt", "mov")}
         assert {"add.rn.f32"} <= computed <= {"add.rn.f32", "sub.rn.f32", "mul.rn.f32", "div.rn.f32"}
         assert not re.search(r"\.ftz|\bfma\b|\.approx", program)

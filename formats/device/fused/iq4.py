@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .rounding import STRIDE, quotient, zeros
+from .rounding import elements, quotient, zeros
 
 
 @triton.jit
@@ -23,6 +23,8 @@ def best_scale(
     """The scale of the try that fits best, the first of equals, (n)."""
     lane = tl.program_id(0) * lanes + tl.arange(0, lanes)
     used = lane < n
+    x = elements(x, n, lane, used, count)
+    w = elements(w, n, lane, used, count)
     extreme = tl.load(extremes + lane, used, 1.0)
     scale = zeros(extreme)
     best = zeros(extreme)
@@ -33,14 +35,13 @@ def best_scale(
             inverse = quotient(tl.load(numerators + attempt - 1), extreme)
         products = zeros(extreme)
         squares = zeros(extreme)
-        for first in range(0, count, STRIDE):
-            for i in tl.static_range(STRIDE):
-                value = tl.load(x + (first + i) * n + lane, used, 0.0)
-                weight = tl.load(w + (first + i) * n + lane, used, 0.0)
-                q = _nearest_value(inverse * value, limits, values)
-                weighted = weight * q
-                squares = squares + q * weighted
-                products = products + weighted * value
+        for i in tl.static_range(count):
+            value = x[i]
+            weight = w[i]
+            q = _nearest_value(inverse * value, limits, values)
+            weighted = weight * q
+            squares = squares + q * weighted
+            products = products + weighted * value
         fitted = quotient(products, squares)
         if attempt == 0:
             scale = tl.where(squares > 0.0, fitted, 0.0)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .rounding import nearest, nearest_float, quotient, zeros
+from .rounding import elements, nearest, nearest_float, quotient, zeros
 from .search import signed_peak
 
 
@@ -12,7 +12,7 @@ def refined(x, codes, found, n, epsilon, passes: tl.constexpr, count: tl.constex
     """``codes``, (count, n), and ``found``, the scale, (n)."""
     lane = tl.program_id(0) * lanes + tl.arange(0, lanes)
     used = lane < n
-    extreme = signed_peak(x, n, lane, used, count)
+    extreme = signed_peak(elements(x, n, lane, used, count), count)
     is_zero = tl.abs(extreme) < epsilon
     inverse = quotient(-4.0, tl.where(is_zero, 1.0, extreme))
     sum_lx = zeros(inverse)

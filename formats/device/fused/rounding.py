@@ -3,24 +3,27 @@
 import triton
 import triton.language as tl
 
-LANES, WARPS = 128, 4  # sub-blocks of a program, one for each of its threads
-STRIDE = tl.constexpr(8)  # elements whose loads may be under way at once; a divisor of all counts
-OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": False}
+LANES = 128  # sub-blocks of a program, one for each of its threads
+OPTIONS = {"num_warps": LANES // 32, "enable_fp_fusion": False}
 
 _MAGIC = tl.constexpr(12582912.0)
 _MANTISSA = tl.constexpr(0x7FFFFF)
 _BIAS = tl.constexpr(0x400000)
 
 
-def programs(lanes: int) -> tuple[int]:
-    """So many are started for this number of sub-blocks."""
-    return (triton.cdiv(lanes, LANES),)
-
-
 @triton.jit
 def zeros(like):
     """Not Triton's function of that name, which is no interpreted one where Triton was imported before it was told."""
     return tl.full(like.shape, 0.0, tl.float32)
+
+
+@triton.jit
+def elements(rows, n, lane, used, count: tl.constexpr):
+    """The elements of each lane's sub-block, which stay in registers. Lanes that are not used have zeros."""
+    found = ()
+    for i in tl.static_range(count):
+        found = found + (tl.load(rows + i * n + lane, used, 0.0),)  # type: ignore[assignment]
+    return found
 
 
 @triton.jit
