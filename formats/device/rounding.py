@@ -12,26 +12,26 @@ from torch import Tensor
 from .fields import table
 
 MAGIC = 12582912.0  # 1.5 * 2**23: adding it rounds to an integer, ties to even
-_MANTISSA = 0x7FFFFF
-_BIAS = 0x400000  # the mantissa of MAGIC
+MANTISSA = 0x7FFFFF
+BIAS = 0x400000  # the mantissa of MAGIC
 
 
 def _biased(values: Tensor) -> Tensor:
-    """``nearest_int`` plus ``_BIAS``, in the memory of ``values``."""
+    """``nearest_int`` plus ``BIAS``, in the memory of ``values``."""
     values.nan_to_num_(0.0, math.inf, -math.inf).add_(MAGIC)
-    return values.view(torch.int32).bitwise_and_(_MANTISSA)
+    return values.view(torch.int32).bitwise_and_(MANTISSA)
 
 
 def nearest(values: Tensor) -> Tensor:
     """``nearest_int``, int32 in the memory of ``values``: half to even below 2**22, beyond that and for infinity the
     same garbage as ggml's."""
-    return _biased(values).sub_(_BIAS)
+    return _biased(values).sub_(BIAS)
 
 
 def nearest_float(values: Tensor, low: int, high: int) -> Tensor:
     """``nearest_int`` clamped to ``low .. high``, as floats, in place."""
-    biased = _biased(values).clamp_(low + _BIAS, high + _BIAS)
-    return torch.sub(biased, table((_BIAS,), torch.float32, values.device), out=values)
+    biased = _biased(values).clamp_(low + BIAS, high + BIAS)
+    return torch.sub(biased, table((BIAS,), torch.float32, values.device), out=values)
 
 
 def nearest_tame(values: Tensor, low: int, high: int) -> Tensor:
@@ -41,4 +41,4 @@ def nearest_tame(values: Tensor, low: int, high: int) -> Tensor:
 
 def nearest_byte(values: Tensor, low: int, high: int) -> Tensor:
     """``nearest_int`` clamped to ``low .. high``, minus ``low``, as uint8; uses up ``values``."""
-    return _biased(values).clamp_(low + _BIAS, high + _BIAS).sub_(low + _BIAS).to(torch.uint8)
+    return _biased(values).clamp_(low + BIAS, high + BIAS).sub_(low + BIAS).to(torch.uint8)

@@ -8,9 +8,9 @@ from torch import Tensor
 from triton.errors import TritonError
 
 from ...quants.codebooks import IQ4_LIMITS, IQ4_VALUES
+from ..search import EPSILON
 from . import iq4, refinement, rounding, search, sums
 
-EPSILON = 1e-15  # GROUP_MAX_EPS
 _LIMITS, _VALUES = tuple(map(float, IQ4_LIMITS)), tuple(map(float, IQ4_VALUES))
 
 

@@ -3,12 +3,14 @@
 import triton
 import triton.language as tl
 
+from .. import rounding
+
 LANES = 128  # sub-blocks of a program, one for each of its threads
 OPTIONS = {"num_warps": LANES // 32, "enable_fp_fusion": False}
 
-_MAGIC = tl.constexpr(12582912.0)
-_MANTISSA = tl.constexpr(0x7FFFFF)
-_BIAS = tl.constexpr(0x400000)
+_MAGIC = tl.constexpr(rounding.MAGIC)
+_MANTISSA = tl.constexpr(rounding.MANTISSA)
+_BIAS = tl.constexpr(rounding.BIAS)
 
 
 @triton.jit
