@@ -19,6 +19,7 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import carray, types  # type: ignore[attr-defined]
 from numpy import float32, float64, int32, uint8, uint16, uint32, uint64
 from numpy.typing import NDArray
@@ -234,6 +235,27 @@ def _pointer(typing: Any, address: Any, element: Any) -> Any:
         return builder.inttoptr(values[0], context.get_value_type(pointer))
 
     return pointer(types.uint64, element), build
+
+
+@intrinsic
+def _fetch(typing: Any, address: Any) -> Any:
+    """Tell the processor that the line at an address is wanted soon. One that is not mapped is no fault."""
+
+    def build(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        builder.call(fetch, [builder.inttoptr(values[0], pointer), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64), build
+
+
+@inline
+def fetch(address: uint64, size: int) -> None:
+    """So many bytes from an address are wanted soon in the first-level cache."""
+    for offset in range(0, size, 64):
+        _fetch(uint64(address + uint64(offset)))
 
 
 @jit("boolean(int64, uint64, uint32[::1])")

@@ -33,7 +33,6 @@ _WHAT_TO_DO = {
     errno.EDQUOT: "free some, or choose another place",
     errno.ENOSPC: "free some, or choose another place",
     errno.EFBIG: "ulimit -f or the file system allows no larger one: give a smaller --max-shard-size",
-    errno.EFAULT: "a mapped input was cut, or its disk failed; --io pread says which",
 }
 
 

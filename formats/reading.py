@@ -1,8 +1,9 @@
 """Reading ranges of files from many threads: by positional reads, or by mapping with windows that are given back.
 
-Both give the same bytes. Positional reads fill the worker's own buffer, so that their memory is known
-exactly, and an error of the disk is an exception; a fault in a mapping is a signal that ends the process (busfault.py).
-A file that is not what it was when its header was read is an error, whenever that is found out.
+Both give the same bytes. A mapping saves a copy of every byte, where windows are large. An error of the disk is an
+exception either way; but a mapped file that is cut while it is used is a signal that ends the process (busfault.py),
+and on a network disk that may be any file. A file that is not what it was when its header was read is an error,
+whenever that is found out.
 """
 
 import errno
@@ -10,13 +11,14 @@ import mmap
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from . import busfault
 from .contract import IO, Bytes, Reader, TensorInfo
@@ -25,6 +27,8 @@ from .dtypes import DTYPES
 from .errors import FormatError, why
 
 _MADV_POPULATE_READ = 22  # Python has no name for it
+# File systems of a disk in this machine, as Linux calls them.
+_LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay", "tmpfs", "xfs", "zfs"}
 WINDOW_GRAIN = mmap.ALLOCATIONGRANULARITY  # a mapping begins at a multiple of this
 
 
@@ -52,6 +56,16 @@ def stamps(files: Sequence[Path]) -> dict[Path, Stamp]:
         except OSError as error:
             raise FormatError(f"{file}: cannot be read: {why(error)}") from error
     return found
+
+
+def are_local(files: Iterable[Path]) -> bool:
+    """Whether all lie on disks of this machine, as far as the system tells: False outside Linux."""
+    if not sys.platform.startswith("linux"):
+        return False
+    kinds = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    folders = {file.resolve().parent for file in files}
+    places = [next((place for place in (folder, *folder.parents) if place in kinds), None) for folder in folders]
+    return all(place is not None and kinds[place] in _LOCAL for place in places)
 
 
 def open_reader(files: Mapping[Path, Stamp], io: IO) -> Reader:
@@ -132,11 +146,14 @@ class MapReader(PositionalReader):
     """Each range mapped by itself, read-only, until it is released.
 
     A mapping of the whole file would let the kernel map neighbours of a window (up to a huge page of them), and
-    nobody would give these back; a window's own mapping cannot grow.
+    nobody would give these back; a window's own mapping cannot grow. Where a range cannot be mapped (its disk fails, or
+    the process has no descriptor left) it is read, which says what is wrong or manages, and so is all that comes after
+    it: a worker has the bytes of a model in a window or in its buffer, never in both.
     """
 
     def __init__(self, files: Mapping[Path, Stamp]) -> None:
         super().__init__(files)
+        self._can_map = True
         self._windows: dict[tuple[str, int, int], tuple[Path, mmap.mmap]] = {}
         busfault.watch(id(self), self._mapped)
 
@@ -147,6 +164,8 @@ class MapReader(PositionalReader):
         """See ``Reader``."""
         if start == stop:
             return buffer[:0]
+        if not self._can_map:
+            return super().read(tensor, start, stop, buffer)
         begin, end = tensor.offset + start, tensor.offset + stop
         first = begin // WINDOW_GRAIN * WINDOW_GRAIN
         with self._opened(tensor.file) as descriptor:
@@ -156,9 +175,9 @@ class MapReader(PositionalReader):
             try:
                 window = mmap.mmap(descriptor, end - first, offset=first, access=mmap.ACCESS_READ)
                 _touch(window)
-            except (OSError, ValueError) as error:
-                reason = why(error) if isinstance(error, OSError) else error
-                raise FormatError(f"{tensor.file}: tensor {tensor.name!r} cannot be mapped: {reason}") from error
+            except (OSError, ValueError):
+                self._can_map = False
+                return super().read(tensor, start, stop, buffer)
         self._windows[tensor.name, start, stop] = tensor.file, window
         view = np.frombuffer(window, np.uint8)[begin - first :]
         if begin % DTYPES[tensor.dtype].itemsize == 0:

@@ -129,6 +129,11 @@ def fit(demand: Demand, *, allowed: int, reserved: int, threads: int, largest: i
     return Memory(allowed, reserved, projected, least, workers, chunk)
 
 
+def is_largest(chunk: int) -> bool:
+    """Whether larger chunks would gain no speed."""
+    return chunk >= _LARGEST_CHUNK
+
+
 def peak() -> int:
     """The largest resident memory of this process so far, as the operating system counts it (VmHWM on Linux)."""
     if sys.platform.startswith("linux"):

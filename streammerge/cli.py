@@ -58,7 +58,7 @@ def recipe_options(command: F) -> F:
                    help="Most memory the process may take, such as 8G.  [default: half of what is free]"),
             option("--threads", type=int, help="Worker threads.  [default: one for each processor]"),
             option("--io", type=click.Choice(["auto", "mmap", "pread"]), default="auto", show_default=True,
-                   help="How inputs are read: mapped, or by positional reads (auto: by positional reads)."),
+                   help="How inputs are read: mapped, or by positional reads (auto: mapped on a local disk)."),
             option("--device", metavar="auto|cpu|cuda|cuda:N", default="auto", show_default=True,
                    help="Where merging and quantizing are computed (auto: on a GPU if that is measured to be faster)."),
             option("--max-vram", metavar="SIZE",

@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from . import budget
-from .budget import Memory
+from .budget import Demand, Memory
 from .checkpoint import Checkpoint, open_checkpoint
 from .demand import demand_of
 from .device.placement import PROCESSOR, Placement, torch_placement
 from .errors import OutputError
 from .formats.atomic import half_named, partial_folder
-from .formats.contract import OutputFile, OutputTensor, total_bytes
+from .formats.contract import IO, OutputFile, OutputTensor, total_bytes
 from .formats.dtypes import DTYPES
+from .formats.reading import are_local
 from .formats.safetensors import SINGLE, index_json, layout
 from .inspection.observing import DEFAULT_EPSILON, Columns, Observe
 from .jobs import TensorJob
@@ -51,7 +52,7 @@ class Plan:
     output: Path | None  # the folder or file that will stand there
     files: tuple[OutputFile, ...]
     memory: Memory
-    io: Literal["mmap", "pread"]
+    io: IO
     free_disk: int | None
     notices: tuple[str, ...]
     gguf: "GgufOutput | None" = None
@@ -218,20 +219,23 @@ def make_plan(
         from .kernels.load import load_cpu
 
         load_cpu(notify, one_by_one=True)  # weights go through them as float32
-    # Positional reads by default: their memory is known exactly, and a failing disk is an error, not a signal.
-    io: Literal["mmap", "pread"] = "mmap" if recipe.io == "mmap" else "pread"
     threads = recipe.threads or processors()
     measures = [measure for of_some in set(methods.values()) for measure in of_some.measures()]
     if recipe.report is not None:
         measures.append(_observer(method, len(agents)))
     placement = PROCESSOR if given or recipe.device in ("auto", "cpu") else torch_placement(recipe.device)
-    demand = demand_of(measures, base, agents, jobs, mapped=io == "mmap", on_device=not placement.is_processor)
-    memory = budget.fit(
-        demand,
-        allowed=budget.allowed(recipe.max_ram),
-        reserved=budget.peak() if reserved is None else reserved,
-        threads=threads,
-    )
+    allowed, reserved = budget.allowed(recipe.max_ram), budget.peak() if reserved is None else reserved
+
+    def fitted(io: IO) -> tuple[IO, Demand, Memory]:
+        demand = demand_of(measures, base, agents, jobs, mapped=io == "mmap", on_device=not placement.is_processor)
+        return io, demand, budget.fit(demand, allowed=allowed, reserved=reserved, threads=threads)
+
+    io, demand, memory = fitted("mmap" if recipe.io == "mmap" else "pread")
+    if recipe.io == "auto" and placement.is_processor and budget.is_largest(memory.chunk):
+        mapped = fitted("mmap")
+        # small windows cost more than they save
+        if budget.is_largest(mapped[-1].chunk) and are_local(file for one in (base, *agents) for file in one.files):
+            io, demand, memory = mapped
     notices = (*recipe.notices, *idle_filters(recipe.parameters, merged), *notices, *(gguf.notices if gguf else ()))
     plan = Plan(
         recipe, method, methods, base, agents, matched.tokenizer, jobs, output, files, memory, io, None, notices, gguf

@@ -38,6 +38,19 @@ def test_a_plan_is_printable_data(tiny):
     assert not (tiny / "out").exists()
 
 
+def test_inputs_are_mapped_on_a_local_disk_where_chunks_are_large(tiny, monkeypatch):
+    models = tiny / "base", [tiny / f"agent-{i}" for i in range(3)], tiny / "out"
+
+    def io(**options):
+        return streammerge.plan(*models, **options).io
+
+    for local, wanted in ((True, "mmap"), (False, "pread")):
+        monkeypatch.setattr("streammerge.planning.are_local", lambda files, local=local: local)
+        assert io(max_ram="1G") == wanted
+        assert io(max_ram="1G", io="mmap") == "mmap" and io(max_ram="1G", io="pread") == "pread"
+        assert io(max_ram="172M") == "pread"
+
+
 @pytest.mark.parametrize(
     ("edits", "said"),
     [

@@ -105,7 +105,8 @@ def test_data_that_were_lost_on_the_way_to_the_disk(models, thin, monkeypatch):
     """The error is told once, to whoever waits first. That is sync_file_range, and fsync finds nothing to say: neither
     this run nor one that resumes it may take what was lost for written."""
     place, real = thin
-    monkeypatch.setattr(atomic, "_WRITE_BEHIND", MIB)
+    monkeypatch.setattr(atomic, "_DROPPED_BEHIND", 0)
+    monkeypatch.setattr(atomic, "_WAITED_BEHIND", MIB)
     written = 0
 
     def mend(event):

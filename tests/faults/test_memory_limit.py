@@ -64,7 +64,7 @@ def test_budget_and_64_megabytes_are_enough_for_the_page_cache_as_well(large, tm
 
 
 def test_a_kill_for_memory_leaves_nothing_under_the_final_name(large, tmp_path, limited):
-    group = limited(80 * MIB)  # less than the process itself
+    group = limited(48 * MIB)  # less than the process itself
     child = start(*large, "-o", tmp_path / "out", "-m", "ram", "--max-ram", str(BUDGET), preexec_fn=group.enter)
     child.communicate(timeout=60)
     assert child.returncode == -signal.SIGKILL

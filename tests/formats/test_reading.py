@@ -1,11 +1,13 @@
+import mmap
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from streammerge.formats.contract import TensorInfo
 from streammerge.formats.errors import FormatError
-from streammerge.formats.reading import open_reader, stamps
+from streammerge.formats.reading import are_local, open_reader, stamps
 
 
 @pytest.fixture
@@ -52,6 +54,44 @@ def test_a_file_that_shrinks_is_named(weights):
     with pytest.raises(FormatError, match="the file ends at byte 1000, inside tensor 'w'"):
         reader.read(info, 0, 5000, np.empty(5000, np.uint8))
     reader.close()
+
+
+def test_what_cannot_be_mapped_is_read(weights, monkeypatch):
+    info, data = weights
+    reader, buffer, calls = open_reader(stamps([info.file]), "mmap"), np.empty(5000, np.uint8), []
+
+    def fail(*arguments, **more):
+        calls.append(arguments)
+        raise OSError(24, os.strerror(24))
+
+    mapped = reader.read(info, 0, 5000, buffer)
+    assert not np.shares_memory(mapped, buffer)
+    monkeypatch.setattr(mmap, "mmap", fail)
+    for start in (10_000, 20_000):
+        found = reader.read(info, start, start + 5000, buffer)
+        assert np.array_equal(found, data[start : start + 5000]) and np.shares_memory(found, buffer)
+        reader.release(info, start, start + 5000)
+    assert len(calls) == 1, "once it is known, nobody tries again"
+    reader.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/mounts"), reason="only Linux tells")
+def test_only_disks_of_this_machine_are_local(tmp_path, monkeypatch):
+    def mounted(**kinds):
+        parts = [SimpleNamespace(mountpoint=str(tmp_path / name), fstype=kind) for name, kind in kinds.items()]
+        root = SimpleNamespace(mountpoint="/", fstype="ext4")
+        monkeypatch.setattr("psutil.disk_partitions", lambda all: [root, *parts])
+
+    for name in ("here", "there"):
+        (tmp_path / name / "models").mkdir(parents=True)
+    mounted(there="nfs4")
+    here, there = tmp_path / "here/models/a", tmp_path / "there/models/a"
+    assert are_local([here])
+    assert not are_local([there]) and not are_local([here, there])
+    (tmp_path / "here/link").symlink_to(tmp_path / "there/models")
+    assert not are_local([tmp_path / "here/link/a"])
+    mounted(there="fuse.sshfs", here="xfs")
+    assert are_local([here]) and not are_local([there])
 
 
 def resident_file_pages():
