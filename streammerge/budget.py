@@ -42,7 +42,10 @@ _THREAD = 512 * KIB
 # What is reserved differs by some MB from run to run; what is told to be enough must be enough the next time.
 _VARIES = 4 * MIB
 # Beyond this a chunk gains no speed (measured), it only takes memory.
-_LARGEST_CHUNK = 16 * BLOCK
+_LARGEST_CHUNK = 64 * BLOCK
+# The same where inputs are read into buffers, which had better stay in the last cache. Smaller windows are not worth
+# mapping.
+_LARGEST_READ = 16 * BLOCK
 _DEFAULT_SHARE = 0.5
 
 
@@ -129,9 +132,14 @@ def fit(demand: Demand, *, allowed: int, reserved: int, threads: int, largest: i
     return Memory(allowed, reserved, projected, least, workers, chunk)
 
 
-def is_largest(chunk: int) -> bool:
-    """Whether larger chunks would gain no speed."""
-    return chunk >= _LARGEST_CHUNK
+def largest_chunk(*, mapped: bool) -> int:
+    """Elements, beyond which a chunk gains no speed."""
+    return _LARGEST_CHUNK if mapped else min(_LARGEST_CHUNK, _LARGEST_READ)
+
+
+def is_worth_mapping(chunk: int) -> bool:
+    """Whether chunks of so many elements are merged faster mapped than read."""
+    return chunk >= _LARGEST_READ
 
 
 def peak() -> int:

@@ -228,13 +228,13 @@ def make_plan(
 
     def fitted(io: IO) -> tuple[IO, Demand, Memory]:
         demand = demand_of(measures, base, agents, jobs, mapped=io == "mmap", on_device=not placement.is_processor)
-        return io, demand, budget.fit(demand, allowed=allowed, reserved=reserved, threads=threads)
+        largest = budget.largest_chunk(mapped=io == "mmap")
+        return io, demand, budget.fit(demand, allowed=allowed, reserved=reserved, threads=threads, largest=largest)
 
     io, demand, memory = fitted("mmap" if recipe.io == "mmap" else "pread")
-    if recipe.io == "auto" and placement.is_processor and budget.is_largest(memory.chunk):
+    if recipe.io == "auto" and placement.is_processor and budget.is_worth_mapping(memory.chunk):
         mapped = fitted("mmap")
-        # small windows cost more than they save
-        if budget.is_largest(mapped[-1].chunk) and are_local(file for one in (base, *agents) for file in one.files):
+        if budget.is_worth_mapping(mapped[-1].chunk) and are_local(f for one in (base, *agents) for f in one.files):
             io, demand, memory = mapped
     notices = (*recipe.notices, *idle_filters(recipe.parameters, merged), *notices, *(gguf.notices if gguf else ()))
     plan = Plan(
