@@ -176,7 +176,7 @@ def _result(contest: Contest, rounds: Sequence[Round], script: Path) -> Result:
         for name, each in by_name.items()
     ]
     tools = rounds[0].tools
-    peak, written = max(s.run.peak for s in tools), sum(s.written for s in tools)
+    peak, written = max(s.run.peak for r in rounds for s in r.tools), sum(s.written for s in tools)
     rows.append(("the three together", middle([r.wall for r in rounds]), megabytes(peak), megabytes(written)))
     result.tables = [_goals(rounds), Table("## Times", ("what", "wall, s", "peak", "written"), rows)]
     result.runs = [asdict(step) for step in steps]
