@@ -4,6 +4,7 @@ The whole tree is drawn in ``streammerge/errors.py``.
 """
 
 import errno
+from pathlib import Path
 
 
 class StreammergeError(Exception):
@@ -40,3 +41,9 @@ def why(error: OSError) -> str:
     """What the system says about a failed call, and what to do about it."""
     said = error.strerror or str(error)
     return f"{said}; {_WHAT_TO_DO[error.errno]}" if error.errno in _WHAT_TO_DO else said
+
+
+def unwritten(path: Path, position: int, error: OSError) -> OutputError:
+    """That a file cannot be written, from this byte on."""
+    where = f" at byte {position}" if position else ""
+    return OutputError(f"{path}: cannot be written{where}: {why(error)}")

@@ -19,11 +19,11 @@ from typing import BinaryIO
 
 from gguf.constants import GGML_QUANT_SIZES
 
-from .atomic import FilesSink
 from .contract import IO, OutputFile, OutputTensor, Reader, TensorInfo
 from .errors import FormatError, OutputError, why
 from .inputs import is_name, kind_of, open_input, repeated
 from .reading import open_reader, stamps
+from .writing import FilesSink
 
 SINGLE = "model.gguf"
 ALIGNMENT = 32  # what llama.cpp writes, whatever general.alignment says

@@ -62,7 +62,10 @@ def are_local(files: Iterable[Path]) -> bool:
     """Whether all lie on disks of this machine, as far as the system tells: False outside Linux."""
     if not sys.platform.startswith("linux"):
         return False
-    kinds = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    try:
+        kinds = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    except OSError:  # no /proc
+        return False
     folders = {file.resolve().parent for file in files}
     places = [next((place for place in (folder, *folder.parents) if place in kinds), None) for folder in folders]
     return all(place is not None and kinds[place] in _LOCAL for place in places)

@@ -13,12 +13,13 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import TypeGuard
 
-from .atomic import FilesSink, write_file
+from .atomic import write_file
 from .contract import IO, OutputFile, OutputTensor, Reader, TensorInfo, total_bytes
 from .dtypes import DTYPES
 from .errors import FormatError, why
 from .inputs import MAX_JSON, is_name, kind_of, open_input, parse_json, read_json
 from .reading import open_reader, stamps
+from .writing import FilesSink
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

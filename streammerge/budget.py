@@ -108,10 +108,9 @@ class Memory:
     chunk: int
 
 
-def fit(demand: Demand, *, allowed: int, reserved: int, threads: int, largest: int | None = None) -> Memory:
-    """As many workers as asked, with chunks as large as the budget lets them be, at most ``largest`` elements (None: as
-    many as gain speed): first smaller chunks, then fewer workers. Raises BudgetError naming the least budget that would
-    do."""
+def fit(demand: Demand, *, allowed: int, reserved: int, threads: int, largest: int) -> Memory:
+    """As many workers as asked, with chunks as large as the budget lets them be, at most ``largest`` elements: first
+    smaller chunks, then fewer workers. Raises BudgetError naming the least budget that would do."""
     fixed = reserved + _FIXED + demand.kept + demand.tensor
     fewest = -(-demand.grain // BLOCK)  # blocks of the smallest chunk
     smallest = fixed + demand.tensor + demand.per_worker(fewest * BLOCK)
@@ -127,7 +126,7 @@ def fit(demand: Demand, *, allowed: int, reserved: int, threads: int, largest: i
         blocks = room // demand.block
         if blocks >= fewest:
             break
-    chunk = min(blocks * BLOCK, max(largest or _LARGEST_CHUNK, fewest * BLOCK))
+    chunk = min(blocks * BLOCK, max(largest, fewest * BLOCK))
     projected = fixed + workers * (demand.tensor + demand.per_worker(chunk))
     return Memory(allowed, reserved, projected, least, workers, chunk)
 

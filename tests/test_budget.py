@@ -60,21 +60,24 @@ demands = st.builds(
 @given(demands, st.integers(0, 200 * MIB), st.integers(1, 64), st.integers(0, 4096 * MIB))
 def test_what_is_projected_never_exceeds_what_is_allowed(demand, reserved, threads, allowed):
     try:
-        memory = fit(demand, allowed=allowed, reserved=reserved, threads=threads)
+        memory = fit(demand, allowed=allowed, reserved=reserved, threads=threads, largest=64 * BLOCK)
     except BudgetError as error:
         least = int(str(error).rsplit(" ", 1)[1].removesuffix("M")) * MIB
         assert least > allowed
-        memory = fit(demand, allowed=least, reserved=reserved, threads=threads)
+        memory = fit(demand, allowed=least, reserved=reserved, threads=threads, largest=64 * BLOCK)
     assert memory.projected <= memory.allowed
     assert 1 <= memory.workers <= threads
     assert memory.chunk >= BLOCK and memory.chunk % BLOCK == 0
-    assert memory.least - 8 * MIB <= fit(demand, allowed=memory.least, reserved=reserved, threads=1).projected
+    assert (
+        memory.least - 8 * MIB
+        <= fit(demand, allowed=memory.least, reserved=reserved, threads=1, largest=64 * BLOCK).projected
+    )
 
 
 def test_too_small_a_budget_names_the_least_one():
     demand = Demand(inputs=8, output=2, floats=20, worker=0, tensor=0)
     with pytest.raises(BudgetError, match=r"too small.*at least \d+ MiB.*try --max-ram \d+M") as caught:
-        fit(demand, allowed=10 * MIB, reserved=150 * MIB, threads=2)
+        fit(demand, allowed=10 * MIB, reserved=150 * MIB, threads=2, largest=64 * BLOCK)
     assert caught.value.exit_code == 3
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from streammerge.errors import OutputError
 from streammerge.events import PassStarted, Planned
-from streammerge.formats import atomic
+from streammerge.formats import atomic, writing
 from tests.faults.conftest import MIB, check_nothing_final, check_resumed, check_said, merge, run, when
 
 OUTPUT = 21 * MIB  # a little less than what a merge of the models writes
@@ -105,8 +105,8 @@ def test_data_that_were_lost_on_the_way_to_the_disk(models, thin, monkeypatch):
     """The error is told once, to whoever waits first. That is sync_file_range, and fsync finds nothing to say: neither
     this run nor one that resumes it may take what was lost for written."""
     place, real = thin
-    monkeypatch.setattr(atomic, "_DROPPED_BEHIND", 0)
-    monkeypatch.setattr(atomic, "_WAITED_BEHIND", MIB)
+    monkeypatch.setattr(writing, "_DROPPED_BEHIND", 0)
+    monkeypatch.setattr(writing, "_WAITED_BEHIND", MIB)
     written = 0
 
     def mend(event):
@@ -124,7 +124,7 @@ def test_data_that_were_lost_on_the_way_to_the_disk(models, thin, monkeypatch):
 
 
 def test_a_file_that_lost_data_stays_lost(tmp_path, monkeypatch):
-    file, fsync, failed = atomic.PresizedFile(tmp_path / "file", 8), os.fsync, []
+    file, fsync, failed = writing.PresizedFile(tmp_path / "file", 8), os.fsync, []
 
     def fail_once(descriptor):
         if not failed:
@@ -145,7 +145,7 @@ def test_a_quota_is_named(models, tmp_path, monkeypatch):
     def over(descriptor, mode, start, size):
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    monkeypatch.setattr(atomic, "_fallocate", over)
+    monkeypatch.setattr(writing, "_fallocate", over)
     with pytest.raises(OutputError, match=r"[Qq]uota exceeded; free some, or choose another place"):
         merge(models, tmp_path / "out")
     check_nothing_final(tmp_path / "out")

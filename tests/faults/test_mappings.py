@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from streammerge.errors import FormatError
-from streammerge.formats import atomic
+from streammerge.formats import writing
 from streammerge.formats.reading import open_reader, stamps
 from tests.faults.conftest import MIB, check_nothing_final, merge
 
@@ -80,17 +80,17 @@ def test_faults_are_left_alone_where_nothing_is_mapped(tmp_path):
 
 def test_what_is_copied_straight_from_a_mapping_names_the_input(own_models, tmp_path):
     """The system cannot read a page on our behalf either, and says so without a signal."""
-    file, write = own_models.weights("base"), atomic.PresizedFile.write
+    file, write = own_models.weights("base"), writing.PresizedFile.write
 
     def cut(self, position, data):
         if not isinstance(data, bytes):
             os.truncate(file, 1 << 20)
         write(self, position, data)
 
-    atomic.PresizedFile.write = cut
+    writing.PresizedFile.write = cut
     try:
         with pytest.raises(FormatError, match=f"{file}: was changed while it was read: {1 << 20} bytes found"):
             merge(own_models, tmp_path / "out", io="mmap", only=["norm"], threads=1)
     finally:
-        atomic.PresizedFile.write = write
+        writing.PresizedFile.write = write
     check_nothing_final(tmp_path / "out")

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from streammerge.errors import OutputError
-from streammerge.formats import atomic
+from streammerge.formats import writing
 from tests.faults.conftest import MIB, check_nothing_final, check_said, merge, run
 
 
@@ -69,11 +69,11 @@ def test_a_target_that_becomes_read_only(models, mount):
     def shut():
         subprocess.run(["mount", "-o", "remount,abort", place], check=True, capture_output=True)
 
-    close = atomic.FilesSink.close
-    atomic.FilesSink.close = lambda self: (close(self), shut())
+    close = writing.FilesSink.close
+    writing.FilesSink.close = lambda self: (close(self), shut())
     try:
         with pytest.raises(OutputError, match="cannot be written: Read-only file system"):
             merge(models, place / "out")
     finally:
-        atomic.FilesSink.close = close
+        writing.FilesSink.close = close
     check_nothing_final(place / "out")
