@@ -51,6 +51,24 @@ def test_inputs_are_mapped_on_a_local_disk_where_chunks_are_large(tiny, monkeypa
         assert io(max_ram="172M") == "pread"
 
 
+def test_a_budget_in_which_inputs_can_only_be_read(tmp_path, monkeypatch):
+    """What is not aligned in its file takes a window and a buffer if it is mapped."""
+    monkeypatch.setattr("streammerge.planning.are_local", lambda files: True)
+    name = next(name for name in ("w", "ww", "www") if len(_header(name)) % 8)
+    paths = [tmp_path / f"{index}.safetensors" for index in range(33)]
+    for index, path in enumerate(paths):
+        save_tensors(path, {name: ("F64", (70_000,), np.full(70_000, index, "f8").tobytes())})
+    models = paths[0], paths[1:], tmp_path / "out.safetensors"
+    least = streammerge.plan(*models, max_ram="1G", io="pread").memory.least
+    assert streammerge.plan(*models, max_ram="1G", io="mmap").memory.least > least + (8 << 20)
+    assert streammerge.plan(*models, max_ram=str(least)).io == "pread"
+
+
+def _header(name):
+    entry = {"dtype": "F64", "shape": [70_000], "data_offsets": [0, 560_000]}
+    return json.dumps({"__metadata__": {"format": "pt"}, name: entry})
+
+
 @pytest.mark.parametrize(
     ("edits", "said"),
     [
