@@ -43,9 +43,10 @@ class Case:
 def bench_reading(data: Path, rounds: int) -> Result:
     """Every case once a round; then whole merges."""
     compile_kernels()
-    models = [open_checkpoint(path) for path in (data / "base", *sorted(data.glob("agent-*")))]
-    cache.warm(file for model in models for file in model.files)
+    paths = [data / "base", *sorted(data.glob("agent-*"))]
+    cache.warm(file for path in paths for file in open_checkpoint(path).files)
     merges = _merges(data, rounds)  # first: a process inherits the peak memory of the one that began it
+    models = [open_checkpoint(path) for path in paths]  # merges touch the base
     load_cpu()
     cases = [Case(io, blocks, threads) for blocks in CHUNKS for threads in THREADS for io in get_args(IO)]
     _check(models)
