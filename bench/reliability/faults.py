@@ -19,7 +19,7 @@ from bench.reliability.cgroup import NoGroup, memory_group
 from bench.reliability.stage import MIB, Ended, Impossible, Stage, as_ordinary_user
 from bench.sample.generate import Shape, make_agent, make_base
 
-_SHAPE = Shape(layers=1, hidden=512, intermediate=512, heads=8, kv_heads=8, vocab=100_000, tied=True)
+_SHAPE = Shape(layers=1, hidden=512, intermediate=512, heads=8, kv_heads=8, vocab=200_000, tied=True)
 _OPTIONS = ["-m", "ties", "--threads", "1", "--max-ram", "256M"]
 _GROUP_LIMIT = 320 * MIB
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MIB = 1 << 20
-_INTO_IT = 0.2  # seconds: the merge takes about one
+_INTO_IT = 0.1  # seconds: the merge takes about a half
 
 
 class Impossible(Exception):

@@ -64,9 +64,9 @@ def models(shared_models):
 
 @pytest.fixture(scope="session")
 def slow(tmp_path_factory):
-    """Base and agent of 105 MB, all holes, which take a second to merge with ``ties`` and one thread."""
+    """Base and agent of 415 MB, all holes, which take most of a second to merge ``SLOWLY``."""
     folder = tmp_path_factory.mktemp("slow")
-    shape = Shape(layers=1, hidden=512, intermediate=512, heads=8, kv_heads=8, vocab=100_000, tied=True)
+    shape = Shape(layers=1, hidden=512, intermediate=512, heads=8, kv_heads=8, vocab=400_000, tied=True)
     base = make_base(folder / "base", shape, sparse=True)
     return [base, make_agent(folder / "agent", base, index=0, sparse=True)]
 
